@@ -1,0 +1,459 @@
+//! The contract between larder and its stores.
+
+use std::fmt::{Debug, Display};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::{Error, Keys, Lease, Result, Token};
+
+/// A store of bytes by key, with leases.
+///
+/// Every `_many` answers once per input, in input order, duplicates included; an empty batch does no I/O; one dead
+/// server fails only its keys; dropping a future never harms the handle. [`Display`] shows the store without
+/// credentials. What each sentence means in practice is the suite in [`conformance`](crate::conformance), and
+/// `docs/backend-guide.md` walks through writing one.
+///
+/// Callers with one key use [`BackendExt`].
+#[async_trait]
+pub trait Backend: Debug + Display + Send + Sync + 'static {
+    /// Looks these keys up, and wins leases on what is absent if the options ask for them.
+    async fn get_many(&self, keys: &Keys, options: &GetOptions) -> Vec<Result<Lookup>>;
+
+    /// Stores each value if its lease still stands; `fills` and `keys` have the same length.
+    ///
+    /// An empty value is refused with [`ErrorKind::Config`](super::ErrorKind::Config): on the wire it means a
+    /// placeholder. A value the server wouldn't take is refused before it is sent.
+    ///
+    /// The first poll hands the fills to the connection, so that a later look-up of the same handle comes behind them.
+    async fn fill_many(
+        &self,
+        keys: &Keys,
+        fills: Vec<Fill>,
+        options: &WriteOptions,
+    ) -> Vec<Result<FillOutcome>>;
+
+    /// Gives leases back, so that the next reader may win at once; a lease that no longer stands is success.
+    async fn release_many(
+        &self,
+        keys: &Keys,
+        leases: Vec<Lease>,
+        options: &WriteOptions,
+    ) -> Vec<Result<()>>;
+
+    /// Deletes the entries of these keys and voids their leases; an absent entry is success.
+    ///
+    /// Once it has answered `Ok`, no fill whose lease was won before can succeed. Repeated or late, a delete only
+    /// removes: it is safe in every order.
+    async fn delete_many(&self, keys: &Keys, options: &WriteOptions) -> Vec<Result<()>>;
+
+    /// Stores values whatever is there, without a lease: for entries of immutable data sets, and raw bytes in tests.
+    async fn set_immutable_many(
+        &self,
+        keys: &Keys,
+        sets: Vec<Set>,
+        options: &WriteOptions,
+    ) -> Vec<Result<()>>;
+
+    /// Asks every server for its state, now.
+    async fn check(&self) -> Vec<ServerCheck>;
+
+    /// Waits for what is under way, at most this long, and closes the connections; later calls fail.
+    async fn close(&self, deadline: Duration);
+
+    /// Which servers these are.
+    fn pool(&self) -> Pool;
+
+    /// What was counted so far.
+    fn stats(&self) -> BackendStats;
+}
+
+/// How to look up.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct GetOptions {
+    /// Win leases of this length on what is absent; `None` only looks.
+    pub lease: Option<Duration>,
+    /// At most this many of the batch's first keys ask for a lease.
+    ///
+    /// Placeholders live in the store's smallest slabs: on a full small server those of a batch of 20,000 evict each
+    /// other before they are filled.
+    pub lease_at_most: usize,
+    /// Where the trips are counted.
+    pub trips: Trips,
+}
+
+impl GetOptions {
+    /// Looks, and wins nothing.
+    pub fn look() -> Self {
+        Self::default()
+    }
+
+    /// Asks for leases of this length on every key.
+    pub fn lease(length: Duration) -> Self {
+        Self {
+            lease: Some(length),
+            lease_at_most: usize::MAX,
+            trips: Trips::default(),
+        }
+    }
+
+    /// Asks for leases on the first `count` keys only.
+    pub fn lease_at_most(mut self, count: usize) -> Self {
+        self.lease_at_most = count;
+        self
+    }
+
+    /// Counts trips here.
+    pub fn trips(mut self, trips: Trips) -> Self {
+        self.trips = trips;
+        self
+    }
+
+    /// The lease to ask for at this position of the batch.
+    pub fn lease_of(&self, position: usize) -> Option<Duration> {
+        self.lease.filter(|_| position < self.lease_at_most)
+    }
+}
+
+/// How to write.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct WriteOptions {
+    /// Where the trips are counted.
+    pub trips: Trips,
+}
+
+impl WriteOptions {
+    /// Counts trips here.
+    pub fn trips(trips: Trips) -> Self {
+        Self { trips }
+    }
+}
+
+/// What a look-up found.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Lookup {
+    /// A value, never empty.
+    Hit {
+        /// The stored bytes. They may share a larger read buffer: copy what is kept for long.
+        value: Bytes,
+        /// What is replaced by a lease made from it.
+        token: Token,
+    },
+    /// Nothing there.
+    Miss {
+        /// The right to fill it, if it was asked for and won.
+        lease: Option<Lease>,
+    },
+    /// Nothing there, and somebody else has the lease.
+    Busy {
+        /// How long they have had it, as far as the store can tell.
+        age: Duration,
+        /// Names their lease.
+        token: Token,
+    },
+}
+
+/// A value for a key whose lease was won.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Fill {
+    /// The right to store it.
+    pub lease: Lease,
+    /// The bytes to store; never empty.
+    pub value: Bytes,
+    /// How long the store keeps it; `None` for as long as it can.
+    pub ttl: Option<Duration>,
+}
+
+impl Fill {
+    /// A fill that the store keeps for as long as it can.
+    pub fn new(lease: Lease, value: impl Into<Bytes>) -> Self {
+        Self {
+            lease,
+            value: value.into(),
+            ttl: None,
+        }
+    }
+
+    /// Keeps it this long.
+    pub fn ttl(mut self, ttl: impl Into<Option<Duration>>) -> Self {
+        self.ttl = ttl.into();
+        self
+    }
+}
+
+/// Whether a fill was stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FillOutcome {
+    /// Stored: no delete came between the lease and this.
+    Stored,
+    /// Not stored, since the lease no longer stood.
+    Lost(Lost),
+}
+
+/// Why a fill was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Lost {
+    /// The key was deleted, evicted, or leased to somebody else.
+    Voided,
+    /// The lease ran out before the fill.
+    Expired,
+    /// The connection, or the server, that issued the lease is gone.
+    ConnectionGone,
+}
+
+impl Lost {
+    /// The reason in one word, as it appears in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Voided => "voided",
+            Self::Expired => "expired",
+            Self::ConnectionGone => "connection_gone",
+        }
+    }
+}
+
+/// A value to store without a lease.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Set {
+    /// The bytes to store; never empty.
+    pub value: Bytes,
+    /// How long the store keeps it; `None` for as long as it can.
+    pub ttl: Option<Duration>,
+}
+
+impl Set {
+    /// A value that the store keeps for as long as it can.
+    pub fn new(value: impl Into<Bytes>) -> Self {
+        Self {
+            value: value.into(),
+            ttl: None,
+        }
+    }
+
+    /// Keeps it this long.
+    pub fn ttl(mut self, ttl: impl Into<Option<Duration>>) -> Self {
+        self.ttl = ttl.into();
+        self
+    }
+}
+
+/// Counts trips for whoever started a call.
+///
+/// A trip is one command batch to one server: three servers are three, a poll is one, the second step of a two-step
+/// form is one; dials and probes are none. The memory store counts one a call.
+#[derive(Clone, Debug, Default)]
+pub struct Trips([Option<Arc<AtomicU64>>; 2]);
+
+impl Trips {
+    /// Counts into these two, for a call that is reported twice: to an accessor's statistics and to a tally.
+    pub fn into_both(first: Arc<AtomicU64>, second: Option<Arc<AtomicU64>>) -> Self {
+        Self([Some(first), second])
+    }
+
+    /// Adds this many.
+    pub fn add(&self, count: u64) {
+        for counter in self.0.iter().flatten() {
+            counter.fetch_add(count, Ordering::Relaxed);
+        }
+    }
+}
+
+impl From<Arc<AtomicU64>> for Trips {
+    fn from(counter: Arc<AtomicU64>) -> Self {
+        Self([Some(counter), None])
+    }
+}
+
+/// Which servers a backend stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Pool {
+    /// The canonical description, without secrets: equal for two processes exactly if they share their entries.
+    pub description: String,
+    /// Who can share it.
+    pub reach: Reach,
+}
+
+impl Pool {
+    /// A pool of this description and reach.
+    pub fn new(description: impl Into<String>, reach: Reach) -> Self {
+        Self {
+            description: description.into(),
+            reach,
+        }
+    }
+}
+
+/// Who can share a pool's entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reach {
+    /// This process only.
+    Process,
+    /// The processes of this host: servers on loopback or unix sockets.
+    Host,
+    /// Any host.
+    Network,
+}
+
+/// What a server said when it was asked.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ServerCheck {
+    /// The server, as configured, without credentials.
+    pub server: String,
+    /// Its version and how long it took to answer, or why it didn't.
+    pub answer: Result<ServerAnswer>,
+}
+
+impl ServerCheck {
+    /// The check of this server.
+    pub fn new(server: impl Into<String>, answer: Result<ServerAnswer>) -> Self {
+        Self {
+            server: server.into(),
+            answer,
+        }
+    }
+}
+
+/// What a server that is up said.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ServerAnswer {
+    /// The version it gave.
+    pub version: String,
+    /// How long it took.
+    pub latency: Duration,
+}
+
+impl ServerAnswer {
+    /// This version, after this long.
+    pub fn new(version: impl Into<String>, latency: Duration) -> Self {
+        Self {
+            version: version.into(),
+            latency,
+        }
+    }
+}
+
+/// Plain numbers about a backend, since it was made.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct BackendStats {
+    /// One per server.
+    pub servers: Vec<ServerStats>,
+}
+
+/// Plain numbers about one server.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct ServerStats {
+    /// The server, as configured, without credentials.
+    pub server: String,
+    /// Whether it is being asked: `up`, `connecting`, `down` (its breaker is open), `idle` (not asked yet).
+    pub state: &'static str,
+    /// The last thing that went wrong.
+    pub last_error: Option<String>,
+    /// Command batches sent.
+    pub trips: u64,
+    /// Keys in them.
+    pub keys: u64,
+    /// Bytes sent.
+    pub bytes_out: u64,
+    /// Bytes received.
+    pub bytes_in: u64,
+    /// Requests sent and not answered yet.
+    pub in_flight: u64,
+    /// Connections made.
+    pub connects: u64,
+    /// Replies that couldn't be placed. Anything above zero deserves a page.
+    pub protocol_violations: u64,
+    /// Stores the server had no room for.
+    pub out_of_memory: u64,
+    /// Entries kept, where the backend knows.
+    pub entries: Option<u64>,
+    /// Bytes kept, where the backend knows.
+    pub stored_bytes: Option<u64>,
+    /// Entries dropped for room, where the backend knows.
+    pub evictions: Option<u64>,
+}
+
+/// The contract's calls for one key.
+///
+/// ```
+/// # #[derive(Debug)] struct Unused;
+/// use larder_core::{Backend, BackendExt, GetOptions, Lookup};
+///
+/// async fn is_cached(backend: &dyn Backend, key: &str) -> larder_core::Result<bool> {
+///     Ok(matches!(backend.get(key, &GetOptions::look()).await?, Lookup::Hit { .. }))
+/// }
+/// ```
+pub trait BackendExt: Backend {
+    /// [`Backend::get_many`] for one key.
+    fn get(&self, key: &str, options: &GetOptions) -> impl Future<Output = Result<Lookup>> + Send {
+        async move { only(self.get_many(&Keys::one(key)?, options).await) }
+    }
+
+    /// [`Backend::fill_many`] for one key.
+    fn fill(&self, key: &str, fill: Fill) -> impl Future<Output = Result<FillOutcome>> + Send {
+        async move {
+            let keys = Keys::one(key)?;
+            only(
+                self.fill_many(&keys, vec![fill], &WriteOptions::default())
+                    .await,
+            )
+        }
+    }
+
+    /// [`Backend::release_many`] for one key.
+    fn release(&self, key: &str, lease: Lease) -> impl Future<Output = Result<()>> + Send {
+        async move {
+            let keys = Keys::one(key)?;
+            only(
+                self.release_many(&keys, vec![lease], &WriteOptions::default())
+                    .await,
+            )
+        }
+    }
+
+    /// [`Backend::delete_many`] for one key.
+    fn delete(&self, key: &str) -> impl Future<Output = Result<()>> + Send {
+        async move {
+            only(
+                self.delete_many(&Keys::one(key)?, &WriteOptions::default())
+                    .await,
+            )
+        }
+    }
+
+    /// [`Backend::set_immutable_many`] for one key.
+    fn set_immutable(&self, key: &str, set: Set) -> impl Future<Output = Result<()>> + Send {
+        async move {
+            let keys = Keys::one(key)?;
+            only(
+                self.set_immutable_many(&keys, vec![set], &WriteOptions::default())
+                    .await,
+            )
+        }
+    }
+}
+
+impl<B: Backend + ?Sized> BackendExt for B {}
+
+fn only<T>(answers: Vec<Result<T>>) -> Result<T> {
+    answers.into_iter().next().unwrap_or_else(|| {
+        Err(Error::new(
+            super::ErrorKind::Protocol,
+            "the backend answered a batch of one key with nothing; it breaks its contract",
+        ))
+    })
+}

@@ -1,0 +1,16 @@
+//! What a backend's author needs, and nothing else: the trait, keys, leases, errors, configuration.
+
+mod backend;
+mod error;
+mod key;
+mod lease;
+mod prefix;
+
+pub use backend::{
+    Backend, BackendExt, BackendStats, Fill, FillOutcome, GetOptions, Lookup, Lost, Pool, Reach,
+    ServerAnswer, ServerCheck, ServerStats, Set, Trips, WriteOptions,
+};
+pub use error::{Error, ErrorKind, Result};
+pub use key::{Key, KeyPart, KeyWriter, Keys, MAX_KEY};
+pub use lease::{Lease, Token};
+pub use prefix::{Generations, MAX_PREFIX, Prefix, SingleGeneration, Target};

@@ -1,0 +1,133 @@
+//! The prefix of every key: which running version of which deployment an entry belongs to.
+
+use std::fmt;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+use super::{Backend, Error, ErrorKind, Pool, Result};
+
+/// The longest prefix in bytes: 20 that are configured, a dot, and 11 of the pool's hash.
+pub const MAX_PREFIX: usize = 32;
+
+/// The longest configured part.
+const MAX_CONFIGURED: usize = 20;
+
+/// The prefix of every key of one generation.
+///
+/// ```
+/// use larder_core::{Pool, Prefix, Reach};
+///
+/// let here = Prefix::new("git-3f2a91c")?.for_pool(&Pool::new("memcached://10.0.0.5:11211", Reach::Network));
+/// let there = Prefix::new("git-3f2a91c")?.for_pool(&Pool::new("memcached://10.0.0.6:11211", Reach::Network));
+/// assert_ne!(here, there); // two configurations never share an entry
+/// # Ok::<(), larder_core::Error>(())
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Prefix {
+    bytes: [u8; MAX_PREFIX],
+    length: u8,
+}
+
+impl Prefix {
+    /// A configured prefix: 1 to 20 characters of `[A-Za-z0-9._-]`.
+    pub fn new(text: &str) -> Result<Self> {
+        let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+        if text.is_empty() || text.len() > MAX_CONFIGURED || !text.bytes().all(legal) {
+            return Err(Error::new(
+                ErrorKind::Config,
+                format!(
+                    "`{}` can't be a prefix; it takes 1 to {MAX_CONFIGURED} characters of A-Z a-z 0-9 . _ -",
+                    text.escape_debug()
+                ),
+            ));
+        }
+        Ok(Self::from_legal(text.as_bytes()))
+    }
+
+    /// A prefix that nobody has had before: 20 characters, 120 random bits.
+    pub fn random() -> Self {
+        let mut bits = [0; 15];
+        // Each generator is seeded from the system's randomness by way of the hash map's keys.
+        fastrand::Rng::new().fill(&mut bits);
+        Self::from_legal(URL_SAFE_NO_PAD.encode(bits).as_bytes())
+    }
+
+    /// This prefix with a dot and 11 characters of the hash of the pool's description.
+    #[must_use]
+    pub fn for_pool(self, pool: &Pool) -> Self {
+        let hash = blake3::hash(pool.description.as_bytes());
+        let text = format!("{self}.{}", URL_SAFE_NO_PAD.encode(&hash.as_bytes()[..8]));
+        Self::from_legal(text.as_bytes())
+    }
+
+    fn from_legal(text: &[u8]) -> Self {
+        let mut bytes = [0; MAX_PREFIX];
+        bytes[..text.len()].copy_from_slice(text);
+        Self {
+            bytes,
+            length: u8::try_from(text.len()).expect("a prefix has at most 32 bytes"),
+        }
+    }
+
+    /// The prefix as text.
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.bytes[..usize::from(self.length)]).expect("prefixes are ASCII")
+    }
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.as_str())
+    }
+}
+
+/// Which generations are live: asked at every call, since the answer may change while the service runs.
+pub trait Generations: fmt::Debug + Send + Sync + 'static {
+    /// The generation this process reads and fills.
+    fn current(&self) -> Prefix;
+
+    /// Every generation whose entries a flush must delete.
+    fn targets(&self) -> Vec<Target>;
+}
+
+/// One generation to flush: its keys begin with the prefix and live in the backend.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Target {
+    /// What its keys begin with.
+    pub prefix: Prefix,
+    /// Where its entries live.
+    pub backend: Arc<dyn Backend>,
+}
+
+/// One generation that never changes: what a configured, random or file-kept prefix makes.
+#[derive(Debug)]
+pub struct SingleGeneration(Target);
+
+impl SingleGeneration {
+    /// The generation of this prefix in this backend; the pool's hash is added to the prefix.
+    pub fn new(prefix: Prefix, backend: Arc<dyn Backend>) -> Self {
+        Self(Target {
+            prefix: prefix.for_pool(&backend.pool()),
+            backend,
+        })
+    }
+}
+
+impl Generations for SingleGeneration {
+    fn current(&self) -> Prefix {
+        self.0.prefix
+    }
+
+    fn targets(&self) -> Vec<Target> {
+        vec![self.0.clone()]
+    }
+}

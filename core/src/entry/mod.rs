@@ -1,0 +1,1 @@
+//! Entries: envelope, codec, compression.

@@ -1,0 +1,108 @@
+//! Time and tasks: the only way core and backends reach either.
+//!
+//! Everything else in larder calls these, so that a test that pauses tokio's clock pauses all of larder. Clippy refuses
+//! the originals elsewhere (`clippy.toml`).
+#![expect(
+    clippy::disallowed_methods,
+    reason = "this is the one place that calls the originals"
+)]
+
+use std::future::Future;
+use std::time::{Duration, SystemTime};
+
+use tokio::task::JoinHandle;
+use tracing::Instrument as _;
+
+pub use tokio::time::Instant;
+
+/// Time and tasks, as a cheap value that the builder and the backends are given.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+/// use std::time::{Duration, SystemTime};
+/// use larder_core::Rt;
+///
+/// // In a test with tokio's clock paused, the wall clock follows it.
+/// let rt = Rt::following_tokio(SystemTime::UNIX_EPOCH);
+/// tokio::time::advance(Duration::from_secs(60)).await;
+/// assert_eq!(rt.wall(), SystemTime::UNIX_EPOCH + Duration::from_secs(60));
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Rt {
+    wall: Wall,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+enum Wall {
+    #[default]
+    System,
+    /// Started at `start` when tokio's clock stood at `zero`.
+    Tokio { start: SystemTime, zero: Instant },
+}
+
+impl Rt {
+    /// The system's clocks and tokio's tasks.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A wall clock that reads `start` now and moves with tokio's clock, paused or not.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime whose clock is paused, as [`Instant::now`] does there.
+    pub fn following_tokio(start: SystemTime) -> Self {
+        Self {
+            wall: Wall::Tokio {
+                start,
+                zero: Instant::now(),
+            },
+        }
+    }
+
+    /// The monotonic clock.
+    pub fn now(&self) -> Instant {
+        Instant::now()
+    }
+
+    /// The wall clock.
+    pub fn wall(&self) -> SystemTime {
+        match self.wall {
+            Wall::System => SystemTime::now(),
+            Wall::Tokio { start, zero } => start + Instant::now().duration_since(zero),
+        }
+    }
+
+    /// Waits this long.
+    pub async fn sleep(&self, duration: Duration) {
+        tokio::time::sleep(duration).await;
+    }
+
+    /// Waits until then.
+    pub async fn sleep_until(&self, deadline: Instant) {
+        tokio::time::sleep_until(deadline).await;
+    }
+
+    /// The future's answer, or `None` if it takes longer than this.
+    pub async fn timeout<F: Future + Send>(&self, limit: Duration, future: F) -> Option<F::Output> {
+        tokio::time::timeout(limit, future).await.ok()
+    }
+
+    /// Runs the future as a task of its own, in the caller's span.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
+    pub fn spawn<F>(&self, future: F) -> JoinHandle<F::Output>
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        tokio::spawn(future.in_current_span())
+    }
+
+    /// Lets every task that can run have a turn.
+    pub async fn yield_now(&self) {
+        tokio::task::yield_now().await;
+    }
+}

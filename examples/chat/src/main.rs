@@ -1,0 +1,2 @@
+//! The example service.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Real and fake servers for larder's own tests and benchmarks.
