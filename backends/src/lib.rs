@@ -1,1 +1,4 @@
 //! Stores
+
+#[cfg(feature = "memcached")]
+pub mod memcached;
