@@ -350,6 +350,14 @@ impl Keys {
         }
     }
 
+    /// Keeps the first `count` keys.
+    pub fn truncate(&mut self, count: usize) {
+        self.ends.truncate(count);
+        self.hidden.truncate(count);
+        self.text
+            .truncate(self.ends.last().map_or(0, |end| *end as usize));
+    }
+
     /// How many keys.
     pub fn len(&self) -> usize {
         self.ends.len()
