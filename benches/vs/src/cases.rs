@@ -1,5 +1,6 @@
 //! The cases: which work, on which server, and how it is known to have been done.
 
+use std::pin::Pin;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
@@ -7,7 +8,7 @@ use larder_harness::server::{Listen, MemcachedServer};
 use tokio::task::block_in_place;
 
 use crate::measure::{self, Before, Entrant, Pace, Row};
-use crate::subjects::{Caller, Fetch, Job, Stage, Subject};
+use crate::subjects::{Callers, Fetch, Job, Stage, Subject};
 use crate::wire::Wire;
 use crate::work::Work;
 
@@ -95,58 +96,51 @@ impl Case {
             work: Arc::new(Work::new(self.batch(), value)),
         };
         stage.furnish().await?;
-        match self {
+        let stage = &stage;
+        Ok(match self {
             Self::Bulk(_) => {
-                let mut entrants = Vec::new();
-                for subject in subjects {
-                    if let Some(job) = subject.fetch(&stage).await.transpose() {
-                        let job = checked_fetch(job, &stage).await;
-                        entrants.push(Entrant::new(&**subject, job));
-                    }
-                }
-                measure::jobs(entrants, &stage, Before::Nothing, pace).await
+                let entrants = enter(subjects, |subject| {
+                    Box::pin(async move {
+                        let job = subject.fetch(stage).await.transpose()?;
+                        Some(checked_fetch(job, stage).await)
+                    })
+                });
+                measure::jobs(entrants.await, stage, Before::Nothing, pace).await?
             }
             Self::Fill(_) => {
-                let mut entrants = Vec::new();
-                for subject in subjects {
-                    if let Some(job) = subject.fill(&stage).await.transpose() {
-                        let job = checked_write(job, &stage, Before::Absent).await;
-                        entrants.push(Entrant::new(&**subject, job));
-                    }
-                }
-                measure::jobs(entrants, &stage, Before::Absent, pace).await
+                let entrants = enter(subjects, |subject| {
+                    Box::pin(async move {
+                        let job = subject.fill(stage).await.transpose()?;
+                        Some(checked_write(job, stage, Before::Absent).await)
+                    })
+                });
+                measure::jobs(entrants.await, stage, Before::Absent, pace).await?
             }
             Self::Delete(_) => {
-                let mut entrants = Vec::new();
-                for subject in subjects {
-                    if let Some(job) = subject.delete(&stage).await.transpose() {
-                        let job = checked_write(job, &stage, Before::Present).await;
-                        entrants.push(Entrant::new(&**subject, job));
-                    }
-                }
-                measure::jobs(entrants, &stage, Before::Present, pace).await
+                let entrants = enter(subjects, |subject| {
+                    Box::pin(async move {
+                        let job = subject.delete(stage).await.transpose()?;
+                        Some(checked_write(job, stage, Before::Present).await)
+                    })
+                });
+                measure::jobs(entrants.await, stage, Before::Present, pace).await?
             }
             Self::Singles(tasks) => {
-                let mut entrants = Vec::new();
-                for subject in subjects {
-                    let callers = subject.callers(&stage, tasks).await;
-                    if callers.as_ref().map_or(true, |callers| !callers.is_empty()) {
-                        let callers = checked_callers(callers).await;
-                        entrants.push(Entrant::new(&**subject, callers));
-                    }
-                }
-                Ok(measure::callers(entrants, pace).await)
+                let entrants = enter(subjects, |subject| {
+                    Box::pin(async move {
+                        let callers = subject.callers(stage, tasks).await.transpose()?;
+                        Some(checked_callers(callers).await)
+                    })
+                });
+                measure::callers(entrants.await, pace).await
             }
             Self::Neighbour(_) => {
-                let mut entrants = Vec::new();
-                for subject in subjects {
-                    if let Some(neighbours) = subject.neighbours(&stage).await.transpose() {
-                        entrants.push(Entrant::new(&**subject, neighbours));
-                    }
-                }
-                Ok(measure::neighbours(entrants, &stage, pace).await)
+                let entrants = enter(subjects, |subject| {
+                    Box::pin(async move { subject.neighbours(stage).await.transpose() })
+                });
+                measure::neighbours(entrants.await, stage, pace).await
             }
-        }
+        })
     }
 
     /// Keys in a batch.
@@ -179,6 +173,23 @@ impl Stage {
         }
         Ok(())
     }
+}
+
+/// Work that a subject makes for a case: none if it doesn't do such.
+type Made<'a, W> = Pin<Box<dyn Future<Output = Option<Result<W>>> + Send + 'a>>;
+
+/// The subjects that take part, with the work they made.
+async fn enter<'a, W>(
+    subjects: &'a [Box<dyn Subject>],
+    make: impl Fn(&'a dyn Subject) -> Made<'a, W>,
+) -> Vec<Entrant<W>> {
+    let mut entrants = Vec::new();
+    for subject in subjects {
+        if let Some(work) = make(&**subject).await {
+            entrants.push(Entrant::new(&**subject, work));
+        }
+    }
+    entrants
 }
 
 /// The job, if it pairs every key with its value.
@@ -220,7 +231,7 @@ async fn checked_write(
 }
 
 /// The callers, if each gets the right value; that also dials for each.
-async fn checked_callers(callers: Result<Vec<Box<dyn Caller>>>) -> Result<Vec<Box<dyn Caller>>> {
+async fn checked_callers(callers: Result<Callers>) -> Result<Callers> {
     let mut callers = callers?;
     for (number, caller) in callers.iter_mut().enumerate() {
         caller

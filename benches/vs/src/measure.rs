@@ -14,7 +14,7 @@ use nix::sys::time::TimeValLike as _;
 use tokio::runtime::Handle;
 use tokio::task::{JoinSet, spawn_blocking};
 
-use crate::subjects::{Caller, Calls, Form, Job, Neighbours, Side, Stage, Subject};
+use crate::subjects::{Callers, Calls, Form, Job, Neighbours, Side, Stage, Subject};
 use crate::wire::Wire;
 use crate::work::Work;
 
@@ -176,7 +176,7 @@ async fn job_round(
 }
 
 /// Times callers that work all at once.
-pub async fn callers(mut entrants: Vec<Entrant<Vec<Box<dyn Caller>>>>, pace: Pace) -> Vec<Row> {
+pub async fn callers(mut entrants: Vec<Entrant<Callers>>, pace: Pace) -> Vec<Row> {
     for (round, number) in schedule(entrants.len(), pace.rounds) {
         let entrant = &mut entrants[number];
         if let Some(callers) = &mut entrant.work {
@@ -195,7 +195,7 @@ pub async fn callers(mut entrants: Vec<Entrant<Vec<Box<dyn Caller>>>>, pace: Pac
 }
 
 async fn caller_round(
-    callers: &mut Vec<Box<dyn Caller>>,
+    callers: &mut Callers,
     slice: Duration,
 ) -> Result<(Figures, Option<(anyhow::Error, u64)>)> {
     let used = cpu_time()?;

@@ -5,7 +5,7 @@ use async_memcached::{AsciiProtocol as _, Client, MetaProtocol as _};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{Caller, Fetch, Form, Get, Job, Side, Stage, Subject, caller, expect_all};
+use super::{Callers, Fetch, Form, Get, Job, Side, Stage, Subject, caller, expect_all};
 use crate::work::Batch;
 
 pub(super) fn subjects() -> Vec<Box<dyn Subject>> {
@@ -166,12 +166,12 @@ impl Subject for PerTask {
         Form::Get
     }
 
-    async fn callers(&self, stage: &Stage, count: usize) -> Result<Vec<Box<dyn Caller>>> {
+    async fn callers(&self, stage: &Stage, count: usize) -> Result<Option<Callers>> {
         let mut callers = Vec::new();
         for number in 0..count {
             callers.push(caller(Single(connect(stage).await?), stage, number));
         }
-        Ok(callers)
+        Ok(Some(callers))
     }
 }
 

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use memcache::exp::{self, AsyncMemcache, AsyncMetaClient, Ttl};
 
 use super::{
-    Caller, Fetch, Form, Get, Job, Neighbours, Side, Stage, Subject, caller, expect_all, names,
+    Callers, Fetch, Form, Get, Job, Neighbours, Side, Stage, Subject, caller, expect_all, names,
 };
 use crate::work::Batch;
 
@@ -221,7 +221,7 @@ impl Subject for Pool {
         Form::Meta
     }
 
-    async fn callers(&self, stage: &Stage, count: usize) -> Result<Vec<Box<dyn Caller>>> {
+    async fn callers(&self, stage: &Stage, count: usize) -> Result<Option<Callers>> {
         let builder = AsyncMetaClient::builder();
         let builder = if self.wide {
             builder.max_idle(count)
@@ -229,9 +229,8 @@ impl Subject for Pool {
             builder
         };
         let client = builder.connect_async(stage.server.as_str()).await?;
-        Ok((0..count)
-            .map(|number| caller(Single(client.clone()), stage, number))
-            .collect())
+        let callers = (0..count).map(|number| caller(Single(client.clone()), stage, number));
+        Ok(Some(callers.collect()))
     }
 }
 

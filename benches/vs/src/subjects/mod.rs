@@ -44,9 +44,9 @@ pub trait Subject: Send + Sync {
         Ok(None)
     }
 
-    /// This many callers that get one key after the other; none if it can't.
-    async fn callers(&self, _stage: &Stage, _count: usize) -> Result<Vec<Box<dyn Caller>>> {
-        Ok(Vec::new())
+    /// This many callers that get one key after the other.
+    async fn callers(&self, _stage: &Stage, _count: usize) -> Result<Option<Callers>> {
+        Ok(None)
     }
 
     /// Somebody who fetches batches and somebody who gets single keys, by the same client.
@@ -133,6 +133,9 @@ pub struct Neighbours {
     /// Gets a key now and then.
     pub caller: Box<dyn Caller>,
 }
+
+/// Callers that work all at once.
+pub type Callers = Vec<Box<dyn Caller>>;
 
 /// Gets one key: what a subject implements to be a [`Caller`].
 pub trait Get: Send + 'static {

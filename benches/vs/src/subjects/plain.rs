@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use super::{Caller, Form, Get, Job, Neighbours, Side, Stage, Subject, caller, expect_all, names};
+use super::{Callers, Form, Get, Job, Neighbours, Side, Stage, Subject, caller, expect_all, names};
 use crate::work::Batch;
 
 pub(super) fn subjects() -> Vec<Box<dyn Subject>> {
@@ -29,13 +29,13 @@ impl Subject for PerTask {
         Form::Meta
     }
 
-    async fn callers(&self, stage: &Stage, count: usize) -> Result<Vec<Box<dyn Caller>>> {
+    async fn callers(&self, stage: &Stage, count: usize) -> Result<Option<Callers>> {
         let mut callers = Vec::new();
         for number in 0..count {
             let connection = Connection::connect(&stage.server).await?;
             callers.push(caller(connection, stage, number));
         }
-        Ok(callers)
+        Ok(Some(callers))
     }
 }
 
