@@ -105,7 +105,7 @@ async fn the_reader_enforces_the_ttl_exactly() {
             .backend(Arc::clone(&store))
             .prefix(Prefix::new("test").unwrap())
             .rt(Rt::following_tokio(
-                start + Duration::from_secs_f64(seconds),
+                start + Duration::from_secs_f64(2_000.0 + seconds),
             ))
             .build()
             .await

@@ -1,9 +1,10 @@
 //! What readers share, and what they must not: one load for many, never a value older than an acknowledged write.
 
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use larder_core::{Cache, Lifetime, LoadError, get, get_many};
+use larder_core::{BackendExt as _, Cache, Lifetime, LoadError, get, get_many};
 use tokio::task::JoinHandle;
 
 use super::gate::Gate;
@@ -158,6 +159,75 @@ async fn who_joined_a_load_whose_fill_is_lost_looks_again() {
     assert_eq!(cache.stats().accessors[0].fills_lost_voided, 1);
 }
 
+/// A reader that begins between the execution of a fill and the moment the connection has it whole joins nothing.
+#[tokio::test(start_paused = true)]
+async fn nobody_joins_while_the_fill_is_handed_over() {
+    let shelf = Shelf::of([7]);
+    let store = memory();
+    let gate = Gate::new(Arc::clone(&store));
+    let cache = cache_on(&shelf, Arc::clone(&gate) as _).await;
+    let (sender, late) = tokio::sync::oneshot::channel();
+    gate.after_fill({
+        let (shelf, cache) = (shelf.clone(), cache.clone());
+        async move {
+            shelf.write(7, "new");
+            store
+                .delete(&format!("{}/row:7", cache.prefix()))
+                .await
+                .unwrap();
+            // On a thread of its own, since what the load's task reads counts as the loader's.
+            let runtime = tokio::runtime::Handle::current();
+            let begun = std::thread::spawn(move || {
+                let _inside = runtime.enter();
+                let mut late = Box::pin(async move { get::<Row>(&cache, &7).await });
+                let mut context = Context::from_waker(Waker::noop());
+                assert!(late.as_mut().poll(&mut context).is_pending());
+                late
+            });
+            let late = begun.join().unwrap();
+            let _ = sender.send(late);
+        }
+    });
+    assert_eq!(get::<Row>(&cache, &7).await.unwrap(), text(7));
+    let late = late.await.unwrap_or_else(|_| panic!("the hook ran"));
+    assert_eq!(late.await.unwrap().as_deref(), Some("new"));
+}
+
+/// A load whose lease was voided is still there, and somebody elsewhere has the next lease: to be told `Busy` isn't
+/// enough to take the old load's value.
+#[tokio::test(start_paused = true)]
+async fn a_busy_answer_joins_only_the_load_of_that_very_lease() {
+    let shelf = Shelf::of([7]);
+    let (gate, cache) = gated(&shelf).await;
+    gate.answered_fills().close();
+    shelf.hold();
+    let first = reading(&cache, 7);
+    shelf.held().await;
+    let follower = reading(&cache, 7); // keeps the value in the load
+    quiet().await;
+    shelf.let_go();
+    gate.answered_fills().arrived().await;
+    assert_eq!(first.await.unwrap().unwrap(), text(7));
+
+    let other = cache_on(&shelf, Arc::clone(&gate) as _).await;
+    shelf.write(7, "new");
+    other.flush::<Row>([7]).await.unwrap();
+    shelf.hold();
+    let elsewhere = reading(&other, 7);
+    shelf.held().await;
+    let late = reading(&cache, 7);
+    quiet().await;
+    shelf.let_go();
+    gate.answered_fills().open();
+    assert_eq!(late.await.unwrap().unwrap().as_deref(), Some("new"));
+    assert_eq!(elsewhere.await.unwrap().unwrap().as_deref(), Some("new"));
+    assert_eq!(
+        follower.await.unwrap().unwrap(),
+        text(7),
+        "it began before the write"
+    );
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_local_flush_detaches_the_load() {
     let shelf = Shelf::of([7]);
@@ -168,11 +238,15 @@ async fn a_local_flush_detaches_the_load() {
     shelf.held().await;
     shelf.write(7, "new");
     assert!(cache.flush::<Row>([7]).await.is_err(), "the store is down");
-    shelf.let_go();
+    let second = reading(&cache, 7);
+    quiet().await;
     assert_eq!(
-        get::<Row>(&cache, &7).await.unwrap().as_deref(),
-        Some("new")
+        shelf.loads(),
+        2,
+        "the second load doesn't wait for the first"
     );
+    shelf.let_go();
+    assert_eq!(second.await.unwrap().unwrap().as_deref(), Some("new"));
     assert_eq!(first.await.unwrap().unwrap(), text(7));
 }
 
@@ -232,9 +306,8 @@ async fn a_flush_goes_on_when_its_caller_is_dropped() {
     shelf.write(7, "new");
     {
         let mut flush = std::pin::pin!(cache.flush::<Row>([7]));
-        let once = std::future::poll_fn(|context| {
-            std::task::Poll::Ready(flush.as_mut().poll(context).is_ready())
-        });
+        let once =
+            std::future::poll_fn(|context| Poll::Ready(flush.as_mut().poll(context).is_ready()));
         assert!(!once.await, "it was only started");
     }
     tally.settled().await;

@@ -1,6 +1,7 @@
 //! A store whose answers a test can hold back or turn into errors: execution and reply as two steps.
 
 use std::fmt;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -13,13 +14,15 @@ use larder_core::{
 use tokio::sync::Semaphore;
 
 /// Wraps a backend.
-#[derive(Debug)]
 pub(crate) struct Gate {
     inner: Arc<dyn Backend>,
     down: AtomicBool,
     gets: Barrier,
     replies: Barrier,
+    after_fill: Mutex<Option<BoxFuture>>,
 }
+
+type BoxFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Where calls wait, if it is closed.
 #[derive(Debug)]
@@ -67,6 +70,7 @@ impl Gate {
             down: AtomicBool::new(false),
             gets: Barrier::new(),
             replies: Barrier::new(),
+            after_fill: Mutex::default(),
         })
     }
 
@@ -85,10 +89,21 @@ impl Gate {
         &self.replies
     }
 
+    /// What happens once, after the next fill was executed and before it returns for the first time. It must not wait.
+    pub(crate) fn after_fill(&self, hook: impl Future<Output = ()> + Send + 'static) {
+        *self.after_fill.lock().unwrap() = Some(Box::pin(hook));
+    }
+
     fn trouble<T>(&self, keys: &Keys) -> Option<Vec<Result<T>>> {
         let error = Error::new(ErrorKind::Unavailable, "the gate is shut");
         let down = self.down.load(Ordering::Relaxed);
         down.then(|| keys.iter().map(|_| Err(error.clone())).collect())
+    }
+}
+
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Gate({:?})", self.inner)
     }
 }
 
@@ -120,6 +135,10 @@ impl Backend for Gate {
             return trouble;
         }
         let answers = self.inner.fill_many(keys, fills, options).await;
+        let hook = self.after_fill.lock().unwrap().take();
+        if let Some(hook) = hook {
+            hook.await;
+        }
         self.replies.pass().await;
         answers
     }
