@@ -4,6 +4,8 @@
 
 pub mod contract;
 pub mod entry;
+#[cfg(feature = "metrics")]
+mod publish;
 mod read;
 mod rt;
 mod stats;
