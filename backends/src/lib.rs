@@ -6,6 +6,8 @@ pub mod memcached;
 mod memory;
 mod registry;
 
+#[cfg(feature = "memcached")]
+pub use memcached::{BulkForm, Memcached, MemcachedConfig};
 #[cfg(feature = "memory")]
 pub use memory::{Memory, MemoryConfig};
 pub use registry::{BuilderExt, Registry};
