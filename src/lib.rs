@@ -1,8 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 pub use larder_backends as backends;
-#[cfg(feature = "memcached")]
-pub use larder_backends::{Memcached, MemcachedConfig};
+pub use larder_backends::{BuilderExt, Registry};
 #[cfg(feature = "memory")]
 pub use larder_backends::{Memory, MemoryConfig};
 pub use larder_core::{
