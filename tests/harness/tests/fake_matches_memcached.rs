@@ -149,7 +149,7 @@ impl Pair {
         let fake = Fake::with_rt(Settings::default(), rt);
         Self {
             is_reference: stats.version == "1.6.18",
-            real: TcpStream::connect(server.address()).await.unwrap(),
+            real: connect(&server).await,
             pipe: fake.connect().await.unwrap(),
             fake,
             fake_uptime: 2,
@@ -159,7 +159,7 @@ impl Pair {
     }
 
     async fn reconnect(&mut self) {
-        self.real = TcpStream::connect(self.server.address()).await.unwrap();
+        self.real = connect(&self.server).await;
         self.pipe = self.fake.connect().await.unwrap();
     }
 
@@ -184,6 +184,12 @@ impl Pair {
             std::thread::sleep(Duration::from_millis(2));
         }
     }
+}
+
+async fn connect(server: &MemcachedServer) -> TcpStream {
+    let stream = TcpStream::connect(server.address()).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream
 }
 
 /// A connection beside the script's, to read the real server's clock.
