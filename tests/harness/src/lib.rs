@@ -1,1 +1,3 @@
 //! Real and fake servers for larder's own tests and benchmarks.
+
+pub mod server;
