@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use larder::{Cache, Config, Registry, Rt};
 use tokio_util::task::TaskTracker;
@@ -22,6 +22,7 @@ pub struct App {
     cache: Cache<Db>,
     /// The store in words, without credentials.
     store: String,
+    started: Instant,
     writes: TaskTracker,
     _lock: Lock,
 }
@@ -58,6 +59,7 @@ impl App {
             db,
             cache,
             store,
+            started: Instant::now(),
             writes: TaskTracker::new(),
             _lock: lock,
         }))
@@ -76,6 +78,11 @@ impl App {
     /// The store in words.
     pub fn store(&self) -> &str {
         &self.store
+    }
+
+    /// How long the chat has been running.
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed()
     }
 
     /// Runs a write to its end as a task of its own, whether or not the caller waits for it.
@@ -98,11 +105,20 @@ impl App {
     /// Waits for the writes under way, then for the cache's loads and fills, and closes everything.
     pub async fn close(&self, deadline: Duration) {
         self.writes.close();
-        if tokio::time::timeout(deadline, self.writes.wait()).await.is_err() {
-            warn!(left = self.writes.len(), "writes are still under way after {deadline:?}");
+        if tokio::time::timeout(deadline, self.writes.wait())
+            .await
+            .is_err()
+        {
+            warn!(
+                left = self.writes.len(),
+                "writes are still under way after {deadline:?}"
+            );
         }
         self.cache.close(deadline).await;
-        if tokio::time::timeout(deadline, self.db.close()).await.is_err() {
+        if tokio::time::timeout(deadline, self.db.close())
+            .await
+            .is_err()
+        {
             warn!("the database is still in use after {deadline:?}");
         }
     }
@@ -116,6 +132,9 @@ fn forget_prefix(database: &Path) -> StartResult<()> {
             Ok(())
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error).during(format!("{}: can't remove the prefix of an earlier database", path.display())),
+        Err(error) => Err(error).during(format!(
+            "{}: can't remove the prefix of an earlier database",
+            path.display()
+        )),
     }
 }

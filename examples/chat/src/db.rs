@@ -112,12 +112,17 @@ async fn migrate(writer: &SqlitePool, path: &Path) -> StartResult<()> {
         )));
     }
     for migration in &MIGRATIONS[done..] {
-        sqlx::raw_sql(*migration).execute(&mut *tx).await.during(&what)?;
+        sqlx::raw_sql(*migration)
+            .execute(&mut *tx)
+            .await
+            .during(&what)?;
     }
     // A pragma takes no parameters; what is formatted in is a number.
-    sqlx::query(sqlx::AssertSqlSafe(format!("PRAGMA user_version = {known}")))
-        .execute(&mut *tx)
-        .await
-        .during(&what)?;
+    sqlx::query(sqlx::AssertSqlSafe(format!(
+        "PRAGMA user_version = {known}"
+    )))
+    .execute(&mut *tx)
+    .await
+    .during(&what)?;
     tx.commit().await.during(&what)
 }

@@ -32,7 +32,10 @@ pub async fn train(db: &mut SqliteConnection) -> StartResult<()> {
     let what = "can't train the messages' dictionary";
     let messages = sample(db, SAMPLES).await.during(what)?;
     if messages.len() < FEWEST {
-        info!(messages = messages.len(), "too few messages to train a dictionary");
+        info!(
+            messages = messages.len(),
+            "too few messages to train a dictionary"
+        );
         return Ok(());
     }
     let begin = Instant::now();

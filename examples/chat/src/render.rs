@@ -23,7 +23,10 @@ pub fn render(markdown: &str) -> String {
         if let Some(language) = line.strip_prefix("```") {
             end_paragraph(&mut paragraph, &mut html);
             // A fence that is never closed reaches to the end.
-            let code: Vec<&str> = lines.by_ref().take_while(|line| line.trim_end() != "```").collect();
+            let code: Vec<&str> = lines
+                .by_ref()
+                .take_while(|line| line.trim_end() != "```")
+                .collect();
             separate(&mut html);
             html.push_str("<pre><code");
             if !language.trim().is_empty() {
@@ -109,7 +112,9 @@ impl Markup<'_> {
         };
         let written = match self {
             Self::Code(code) => write!(html, "<code>{}</code>", escaped(code)),
-            Self::Mention(name) => write!(html, "<span class=\"mention\">@{}</span>", escaped(name)),
+            Self::Mention(name) => {
+                write!(html, "<span class=\"mention\">@{}</span>", escaped(name))
+            }
             Self::Bold(text) => write!(html, "<strong>{}</strong>", escaped(text)),
             Self::Link(url) => {
                 let url = escaped(url);
@@ -172,7 +177,10 @@ mod tests {
     fn nothing_gets_through_unescaped() {
         check("<script>&\"'", "<p>&lt;script&gt;&amp;&quot;&#39;</p>");
         check("`<b>`", "<p><code>&lt;b&gt;</code></p>");
-        check("```\"><i>\nx\n```", "<pre><code class=\"language-&quot;&gt;&lt;i&gt;\">x</code></pre>");
+        check(
+            "```\"><i>\nx\n```",
+            "<pre><code class=\"language-&quot;&gt;&lt;i&gt;\">x</code></pre>",
+        );
         check("javascript:alert(1)", "<p>javascript:alert(1)</p>");
         check(
             "(https://example.com/'a\"b).",

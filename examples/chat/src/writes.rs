@@ -13,8 +13,8 @@ use sqlx::sqlite::SqliteConnection;
 use tracing::warn;
 
 use crate::data::{
-    Email, Message, MessageId, Messages, NewMessage, Stream, StreamId, Streams, User, UserId, UserPatch, Users,
-    UsersByEmail,
+    Email, Message, MessageId, Messages, NewMessage, Stream, StreamId, Streams, User, UserId,
+    UserPatch, Users, UsersByEmail,
 };
 use crate::db::Db;
 
@@ -59,7 +59,9 @@ impl fmt::Display for WriteError {
             Self::UnknownUser(id) => write!(f, "there is no user {id}"),
             Self::UnknownStream(id) => write!(f, "there is no stream {id}"),
             Self::Inactive(id) => write!(f, "user {id} is not active, so it can't send messages"),
-            Self::EmailTaken(email) => write!(f, "another user has the e-mail address {}", email.as_str()),
+            Self::EmailTaken(email) => {
+                write!(f, "another user has the e-mail address {}", email.as_str())
+            }
             Self::Database(error) => error.fmt(f),
             Self::Load(error) => error.fmt(f),
         }
@@ -92,7 +94,11 @@ pub struct Sent {
 }
 
 /// Sends a message.
-pub async fn send_message(db: Db, cache: Cache<Db>, new: NewMessage) -> Result<Written<Sent>, WriteError> {
+pub async fn send_message(
+    db: Db,
+    cache: Cache<Db>,
+    new: NewMessage,
+) -> Result<Written<Sent>, WriteError> {
     let mut tx = db.begin().await?;
     let sender = user(&mut tx, new.sender_id).await?;
     if !sender.is_active {
@@ -106,7 +112,11 @@ pub async fn send_message(db: Db, cache: Cache<Db>, new: NewMessage) -> Result<W
     // A commit that failed may still have happened, and a flush too many harms nobody.
     let flush = flush_message(&cache, message.id).await;
     committed?;
-    let value = Sent { message, stream, sender };
+    let value = Sent {
+        message,
+        stream,
+        sender,
+    };
     Ok(Written { value, flush })
 }
 
@@ -122,13 +132,22 @@ pub async fn change_user(
     let before = user(&mut tx, id).await?;
     let after = patch.apply(&before);
     after.update(&mut tx).await.map_err(|error| {
-        let taken = error.as_database_error().is_some_and(|error| error.is_unique_violation());
-        if taken { WriteError::EmailTaken(after.email.clone()) } else { error.into() }
+        let taken = error
+            .as_database_error()
+            .is_some_and(|error| error.is_unique_violation());
+        if taken {
+            WriteError::EmailTaken(after.email.clone())
+        } else {
+            error.into()
+        }
     })?;
     let committed = tx.commit().await;
     let flush = flush_user(&cache, Some(&before), &after).await;
     committed?;
-    Ok(Written { value: after, flush })
+    Ok(Written {
+        value: after,
+        flush,
+    })
 }
 
 async fn user(db: &mut SqliteConnection, id: UserId) -> Result<User, WriteError> {
@@ -148,7 +167,11 @@ pub async fn flush_message(cache: &Cache<Db>, id: MessageId) -> Flush {
 /// Both its addresses are flushed, the one that no longer leads to the user and the one that led nowhere before.
 pub async fn flush_user(cache: &Cache<Db>, before: Option<&User>, after: &User) -> Flush {
     let mut emails = vec![after.email.clone()];
-    emails.extend(before.map(|user| user.email.clone()).filter(|email| *email != after.email));
+    emails.extend(
+        before
+            .map(|user| user.email.clone())
+            .filter(|email| *email != after.email),
+    );
     // Both are tried, whatever comes of the other.
     let (by_id, by_email) = tokio::join!(
         cache.flush::<Users>([after.id]),

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use larder::{Compression, Dataset, Lifetime, Plain};
 use serde::{Deserialize, Serialize};
-use sqlx::sqlite::{Sqlite, SqliteConnection};
 use sqlx::QueryBuilder;
+use sqlx::sqlite::{Sqlite, SqliteConnection};
 
 use super::{MessageId, StreamId, UserId, id_list};
 use crate::db::Db;
@@ -113,7 +113,8 @@ type Row = (
 );
 
 fn from_row(row: Row) -> sqlx::Result<Message> {
-    let (id, stream, sender, subject, content, rendered, client, sent, edited, history, reactions) = row;
+    let (id, stream, sender, subject, content, rendered, client, sent, edited, history, reactions) =
+        row;
     let undecodable = |error| sqlx::Error::Decode(Box::new(error));
     Ok(Message {
         id: MessageId(id),
@@ -239,7 +240,10 @@ impl NewMessage {
 }
 
 /// Stores messages with the ids they have, in one statement; SQLite takes 32,766 parameters, so about 2,900 messages.
-pub(crate) async fn insert_all(db: &mut SqliteConnection, messages: &[Message]) -> sqlx::Result<()> {
+pub(crate) async fn insert_all(
+    db: &mut SqliteConnection,
+    messages: &[Message],
+) -> sqlx::Result<()> {
     if messages.is_empty() {
         return Ok(());
     }

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 pub use messages::{Edit, Message, Messages, MessagesPage, NewMessage, Reaction};
 pub(crate) use messages::{insert_all, sample};
 pub use streams::{Stream, Streams, Subscribers};
-pub use users::{BadEmail, Email, User, UserPatch, Users, UsersByEmail};
+pub use users::{BadEmail, Email, StoredUser, User, UserPatch, Users, UsersByEmail};
 
 /// How an id comes out of a URL, a row or a key: a number of its own type.
 macro_rules! ids {

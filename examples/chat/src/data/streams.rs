@@ -45,7 +45,10 @@ impl Dataset for Streams {
     type Form = Plain;
     type Error = sqlx::Error;
 
-    async fn load(db: &mut SqliteConnection, ids: Vec<StreamId>) -> sqlx::Result<Vec<(StreamId, Stream)>> {
+    async fn load(
+        db: &mut SqliteConnection,
+        ids: Vec<StreamId>,
+    ) -> sqlx::Result<Vec<(StreamId, Stream)>> {
         let rows: Vec<(i64, String, String)> = sqlx::query_as(
             "SELECT id, name, description FROM streams WHERE id IN (SELECT value FROM json_each(?))",
         )
@@ -56,7 +59,14 @@ impl Dataset for Streams {
             .into_iter()
             .map(|(id, name, description)| {
                 let id = StreamId(id);
-                (id, Stream { id, name, description })
+                (
+                    id,
+                    Stream {
+                        id,
+                        name,
+                        description,
+                    },
+                )
             })
             .collect())
     }

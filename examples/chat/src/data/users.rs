@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use larder::{Dataset, KeyPart, KeyWriter, Lifetime, Plain};
+use larder::{BoxError, Dataset, Form, KeyPart, KeyWriter, Lifetime, Plain};
 use serde::{Deserialize, Serialize};
 use sqlx::sqlite::SqliteConnection;
 
@@ -27,6 +27,41 @@ pub struct User {
 #[derive(Debug)]
 pub struct Users;
 
+/// How a user is stored: the address as plain text, checked again when it is read.
+///
+/// An [`Email`] checks what it is made of, so that the shape of a type with one inside can't be derived by trying; the
+/// shape of this can.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct StoredUser<T> {
+    id: UserId,
+    full_name: T,
+    email: T,
+    is_active: bool,
+}
+
+impl Form<User> for StoredUser<String> {
+    type Out<'a> = StoredUser<&'a str>;
+    type In = Self;
+
+    fn to_stored(user: &User) -> Result<StoredUser<&str>, BoxError> {
+        Ok(StoredUser {
+            id: user.id,
+            full_name: &user.full_name,
+            email: user.email.as_str(),
+            is_active: user.is_active,
+        })
+    }
+
+    fn from_stored(stored: Self) -> Result<User, BoxError> {
+        Ok(User {
+            id: stored.id,
+            full_name: stored.full_name,
+            email: Email::new(&stored.email)?,
+            is_active: stored.is_active,
+        })
+    }
+}
+
 impl Dataset for Users {
     const NAME: &'static str = "user";
     const LIFETIME: Lifetime = Lifetime::Ttl(Duration::from_hours(1));
@@ -34,10 +69,13 @@ impl Dataset for Users {
     type Source = Db;
     type Key = UserId;
     type Value = User;
-    type Form = Plain;
+    type Form = StoredUser<String>;
     type Error = sqlx::Error;
 
-    async fn load(db: &mut SqliteConnection, ids: Vec<UserId>) -> sqlx::Result<Vec<(UserId, User)>> {
+    async fn load(
+        db: &mut SqliteConnection,
+        ids: Vec<UserId>,
+    ) -> sqlx::Result<Vec<(UserId, User)>> {
         let rows: Vec<(i64, String, String, bool)> = sqlx::query_as(
             "SELECT id, full_name, email, is_active FROM users WHERE id IN (SELECT value FROM json_each(?))",
         )
@@ -76,7 +114,10 @@ impl Dataset for UsersByEmail {
     type Form = Plain;
     type Error = sqlx::Error;
 
-    async fn load(db: &mut SqliteConnection, emails: Vec<Email>) -> sqlx::Result<Vec<(Email, UserId)>> {
+    async fn load(
+        db: &mut SqliteConnection,
+        emails: Vec<Email>,
+    ) -> sqlx::Result<Vec<(Email, UserId)>> {
         let rows: Vec<(String, i64)> = sqlx::query_as(
             "SELECT email, id FROM users WHERE email IN (SELECT value FROM json_each(?))",
         )
@@ -106,7 +147,11 @@ impl Email {
             && parts.is_some_and(|(local, domain)| {
                 !local.is_empty() && !domain.is_empty() && !domain.contains('@')
             });
-        if good { Ok(Self(address)) } else { Err(BadEmail) }
+        if good {
+            Ok(Self(address))
+        } else {
+            Err(BadEmail)
+        }
     }
 
     /// The address.
@@ -121,7 +166,9 @@ pub struct BadEmail;
 
 impl fmt::Display for BadEmail {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("not an e-mail address: it takes NAME@DOMAIN, without blanks and at most 254 bytes")
+        f.write_str(
+            "not an e-mail address: it takes NAME@DOMAIN, without blanks and at most 254 bytes",
+        )
     }
 }
 
@@ -197,7 +244,10 @@ mod tests {
 
     #[track_caller]
     fn check(text: &str, expected: Result<&str, BadEmail>) {
-        assert_eq!(Email::new(text).as_ref().map(Email::as_str), expected.as_ref().copied());
+        assert_eq!(
+            Email::new(text).as_ref().map(Email::as_str),
+            expected.as_ref().copied()
+        );
     }
 
     #[test]

@@ -54,7 +54,9 @@ impl Generator {
     pub fn new(plan: &Generated) -> Self {
         let mut rng = Rng::with_seed(plan.seed);
         let vocabulary = Vocabulary::new();
-        let users = (1..=plan.users).map(|number| user(&mut rng, number)).collect();
+        let users = (1..=plan.users)
+            .map(|number| user(&mut rng, number))
+            .collect();
         let streams = (1..=plan.streams)
             .map(|number| stream(&mut rng, &vocabulary, number))
             .collect();
@@ -245,7 +247,11 @@ mod tests {
     use crate::options::Generated;
 
     fn messages(messages: u32, seed: u64) -> Vec<Message> {
-        let plan = Generated { messages, seed, ..Generated::default() };
+        let plan = Generated {
+            messages,
+            seed,
+            ..Generated::default()
+        };
         Generator::new(&plan).collect()
     }
 

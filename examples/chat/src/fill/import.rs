@@ -27,18 +27,30 @@ pub(super) async fn import(filling: &mut Filling<'_>, path: &Path) -> StartResul
     while let Some(line) = lines.next()? {
         let line: Line = serde_json::from_slice(&line).map_err(|error| lines.bad(error))?;
         if let Some(message) = found.take(line).map_err(|reason| lines.bad(reason))? {
-            filling.message(message).await.map_err(|error| lines.bad(error))?;
+            filling
+                .message(message)
+                .await
+                .map_err(|error| lines.bad(error))?;
         }
     }
     let what = format!("{}: can't import", path.display());
     filling.flush().await.during(&what)?;
-    filling.people(found.users.into_values()).await.during(&what)?;
-    filling.streams(found.streams.into_values()).await.during(&what)?;
+    filling
+        .people(found.users.into_values())
+        .await
+        .during(&what)?;
+    filling
+        .streams(found.streams.into_values())
+        .await
+        .during(&what)?;
     for (stream, user) in found.subscriptions {
         filling.subscription(stream, user).await.during(&what)?;
     }
     if found.private > 0 {
-        warn!(left_out = found.private, "messages outside streams are not imported");
+        warn!(
+            left_out = found.private,
+            "messages outside streams are not imported"
+        );
     }
     if found.shared_emails > 0 {
         info!(
@@ -72,7 +84,12 @@ impl<'a> Lines<'a> {
         } else {
             Box::new(BufReader::new(file))
         };
-        Ok(Self { path, reader, number: 0, bar })
+        Ok(Self {
+            path,
+            reader,
+            number: 0,
+            bar,
+        })
     }
 
     /// The next line that isn't blank.
@@ -123,7 +140,8 @@ struct Found {
 impl Found {
     /// The line's message, unless it isn't in a stream; or why the line can't be used.
     fn take(&mut self, line: Line) -> Result<Option<Message>, String> {
-        let (Some(stream_id), Recipient::Stream(stream)) = (line.stream_id, line.display_recipient) else {
+        let (Some(stream_id), Recipient::Stream(stream)) = (line.stream_id, line.display_recipient)
+        else {
             self.private += 1;
             return Ok(None);
         };
@@ -176,7 +194,9 @@ impl Found {
             email = Email::new(&own).map_err(|error| format!("sender_email: {error}"))?;
         }
         if !self.emails.insert(email.clone()) {
-            return Err(format!("two other users have the e-mail addresses of user {id}"));
+            return Err(format!(
+                "two other users have the e-mail addresses of user {id}"
+            ));
         }
         Ok(email)
     }

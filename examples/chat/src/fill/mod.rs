@@ -59,7 +59,9 @@ pub async fn fill_once(
     };
     match &options.import {
         Some(file) => import::import(&mut filling, file).await?,
-        None => generate(&mut filling, &options.generated).await.during(&what)?,
+        None => generate(&mut filling, &options.generated)
+            .await
+            .during(&what)?,
     }
     let messages = filling.messages;
     sqlx::query("INSERT INTO filling (origin, at) VALUES (?, ?)")
@@ -70,13 +72,19 @@ pub async fn fill_once(
         .during(&what)?;
     dictionary::train(&mut tx).await?;
     tx.commit().await.during(&what)?;
-    info!(messages, origin = origin(options), "filled the new database");
+    info!(
+        messages,
+        origin = origin(options),
+        "filled the new database"
+    );
     Ok(())
 }
 
 /// Seconds since 1970.
 pub(crate) fn unix_time() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
@@ -88,7 +96,12 @@ fn origin(options: &Options) -> String {
             format!("imported from {}", Path::new(name).display())
         }
         None => {
-            let Generated { messages, users, streams, seed } = options.generated;
+            let Generated {
+                messages,
+                users,
+                streams,
+                seed,
+            } = options.generated;
             format!("generated, {messages} messages, {users} users, {streams} streams, seed {seed}")
         }
     }
@@ -163,7 +176,10 @@ impl Filling<'_> {
         Ok(())
     }
 
-    async fn streams(&mut self, streams: impl IntoIterator<Item = Stream> + Send) -> sqlx::Result<()> {
+    async fn streams(
+        &mut self,
+        streams: impl IntoIterator<Item = Stream> + Send,
+    ) -> sqlx::Result<()> {
         let streams: Vec<Stream> = streams.into_iter().collect();
         for stream in &streams {
             sqlx::query("INSERT INTO streams (id, name, description) VALUES (?, ?, ?)")

@@ -28,7 +28,9 @@ impl Zipf {
     pub(super) fn pick(&self, rng: &mut Rng) -> usize {
         let last = self.cumulative.len() - 1;
         let at = rng.f64() * self.cumulative[last];
-        self.cumulative.partition_point(|&share| share < at).min(last)
+        self.cumulative
+            .partition_point(|&share| share < at)
+            .min(last)
     }
 }
 
@@ -137,12 +139,17 @@ impl Vocabulary {
 /// A word that could exist.
 fn invent(rng: &mut Rng) -> String {
     const ONSETS: &[&str] = &[
-        "b", "br", "c", "ch", "cl", "d", "dr", "f", "fl", "g", "gr", "h", "j", "k", "l", "m", "n", "p", "pl", "pr", "qu",
-        "r", "s", "sh", "sl", "st", "str", "t", "th", "tr", "v", "w", "y", "z", "",
+        "b", "br", "c", "ch", "cl", "d", "dr", "f", "fl", "g", "gr", "h", "j", "k", "l", "m", "n",
+        "p", "pl", "pr", "qu", "r", "s", "sh", "sl", "st", "str", "t", "th", "tr", "v", "w", "y",
+        "z", "",
     ];
     const NUCLEI: &[&str] = &["a", "e", "i", "o", "u", "ea", "ou", "ai", "io", "ee"];
-    const CODAS: &[&str] = &["", "", "", "n", "r", "s", "t", "l", "m", "nd", "st", "ck", "ng", "rt"];
-    const ENDINGS: &[&str] = &["", "", "", "ed", "ing", "er", "ly", "tion", "ment", "able", "s"];
+    const CODAS: &[&str] = &[
+        "", "", "", "n", "r", "s", "t", "l", "m", "nd", "st", "ck", "ng", "rt",
+    ];
+    const ENDINGS: &[&str] = &[
+        "", "", "", "ed", "ing", "er", "ly", "tion", "ment", "able", "s",
+    ];
     let mut word = String::new();
     for _ in 0..rng.usize(1..=3) {
         for part in [ONSETS, NUCLEI, CODAS] {
@@ -166,31 +173,138 @@ pub(super) const EMOJI: &[(&str, &str)] = &[
     ("wave", "1f44b"),
 ];
 
-pub(super) const CLIENTS: &[&str] = &["website", "website", "website", "desktop app", "mobile", "api"];
+pub(super) const CLIENTS: &[&str] = &[
+    "website",
+    "website",
+    "website",
+    "desktop app",
+    "mobile",
+    "api",
+];
 
 pub(super) const STREAMS: &[&str] = &[
-    "general", "engineering", "help", "design", "random", "announce", "releases", "operations", "frontend", "backend",
-    "databases", "caching", "mobile", "security", "performance", "testing", "documentation", "research", "support",
-    "product", "hiring", "onboarding", "community", "translation", "accessibility", "billing", "infrastructure",
-    "incidents", "networking", "compilers", "games", "music", "books", "cooking", "cycling", "photography", "travel",
-    "gardening", "science", "off-topic",
+    "general",
+    "engineering",
+    "help",
+    "design",
+    "random",
+    "announce",
+    "releases",
+    "operations",
+    "frontend",
+    "backend",
+    "databases",
+    "caching",
+    "mobile",
+    "security",
+    "performance",
+    "testing",
+    "documentation",
+    "research",
+    "support",
+    "product",
+    "hiring",
+    "onboarding",
+    "community",
+    "translation",
+    "accessibility",
+    "billing",
+    "infrastructure",
+    "incidents",
+    "networking",
+    "compilers",
+    "games",
+    "music",
+    "books",
+    "cooking",
+    "cycling",
+    "photography",
+    "travel",
+    "gardening",
+    "science",
+    "off-topic",
 ];
 
 pub(super) const FIRST_NAMES: &[&str] = &[
-    "Ada", "Aiko", "Alma", "Amir", "Anouk", "Ayesha", "Bela", "Bruno", "Carla", "Chen", "Dalia", "Daniel", "Diego",
-    "Edith", "Elif", "Emeka", "Esther", "Farid", "Femi", "Freya", "Grace", "Hana", "Hugo", "Ida", "Imani", "Ines",
-    "Ivan", "Jonas", "Julia", "Kai", "Kamala", "Katarina", "Keiko", "Lars", "Leila", "Lin", "Lucas", "Maeve", "Malik",
-    "Mara", "Mateo", "Mei", "Milan", "Nadia", "Nils", "Noor", "Olga", "Omar", "Oscar", "Petra", "Priya", "Rafael",
-    "Rosa", "Ruth", "Samir", "Selma", "Sven", "Tariq", "Tess", "Tomas", "Uma", "Vera", "Wanda", "Yusuf", "Zoe",
+    "Ada", "Aiko", "Alma", "Amir", "Anouk", "Ayesha", "Bela", "Bruno", "Carla", "Chen", "Dalia",
+    "Daniel", "Diego", "Edith", "Elif", "Emeka", "Esther", "Farid", "Femi", "Freya", "Grace",
+    "Hana", "Hugo", "Ida", "Imani", "Ines", "Ivan", "Jonas", "Julia", "Kai", "Kamala", "Katarina",
+    "Keiko", "Lars", "Leila", "Lin", "Lucas", "Maeve", "Malik", "Mara", "Mateo", "Mei", "Milan",
+    "Nadia", "Nils", "Noor", "Olga", "Omar", "Oscar", "Petra", "Priya", "Rafael", "Rosa", "Ruth",
+    "Samir", "Selma", "Sven", "Tariq", "Tess", "Tomas", "Uma", "Vera", "Wanda", "Yusuf", "Zoe",
 ];
 
 pub(super) const LAST_NAMES: &[&str] = &[
-    "Abara", "Adeyemi", "Almeida", "Andersen", "Aoki", "Baker", "Barros", "Becker", "Bianchi", "Castillo", "Cohen",
-    "Costa", "Dahl", "Demir", "Dubois", "Eriksen", "Farah", "Fischer", "Fontaine", "Garcia", "Haddad", "Hansen",
-    "Horvat", "Ibrahim", "Ito", "Jansen", "Johansson", "Kaya", "Keller", "Khan", "Kowalski", "Kumar", "Larsen", "Lee",
-    "Lindholm", "Lopez", "Martin", "Mbeki", "Meyer", "Mori", "Moreau", "Nagy", "Nakamura", "Novak", "Okafor", "Olsen",
-    "Osei", "Park", "Patel", "Pereira", "Petrov", "Rahman", "Reyes", "Ricci", "Rossi", "Sato", "Schmidt", "Silva",
-    "Singh", "Smit", "Sokolov", "Tanaka", "Torres", "Varga", "Virtanen", "Wagner", "Wang", "Weber", "Yilmaz", "Zhang",
+    "Abara",
+    "Adeyemi",
+    "Almeida",
+    "Andersen",
+    "Aoki",
+    "Baker",
+    "Barros",
+    "Becker",
+    "Bianchi",
+    "Castillo",
+    "Cohen",
+    "Costa",
+    "Dahl",
+    "Demir",
+    "Dubois",
+    "Eriksen",
+    "Farah",
+    "Fischer",
+    "Fontaine",
+    "Garcia",
+    "Haddad",
+    "Hansen",
+    "Horvat",
+    "Ibrahim",
+    "Ito",
+    "Jansen",
+    "Johansson",
+    "Kaya",
+    "Keller",
+    "Khan",
+    "Kowalski",
+    "Kumar",
+    "Larsen",
+    "Lee",
+    "Lindholm",
+    "Lopez",
+    "Martin",
+    "Mbeki",
+    "Meyer",
+    "Mori",
+    "Moreau",
+    "Nagy",
+    "Nakamura",
+    "Novak",
+    "Okafor",
+    "Olsen",
+    "Osei",
+    "Park",
+    "Patel",
+    "Pereira",
+    "Petrov",
+    "Rahman",
+    "Reyes",
+    "Ricci",
+    "Rossi",
+    "Sato",
+    "Schmidt",
+    "Silva",
+    "Singh",
+    "Smit",
+    "Sokolov",
+    "Tanaka",
+    "Torres",
+    "Varga",
+    "Virtanen",
+    "Wagner",
+    "Wang",
+    "Weber",
+    "Yilmaz",
+    "Zhang",
 ];
 
 /// About by frequency: first the words that every English text has, then those of people who build something together.

@@ -40,12 +40,18 @@ pub struct ApiError {
 impl ApiError {
     /// The request can't be understood, or asks for too much.
     pub(super) fn bad(reason: impl Into<String>) -> Self {
-        Self { status: StatusCode::BAD_REQUEST, reason: reason.into() }
+        Self {
+            status: StatusCode::BAD_REQUEST,
+            reason: reason.into(),
+        }
     }
 
     /// There is no such thing.
     pub(super) fn unknown(reason: impl Into<String>) -> Self {
-        Self { status: StatusCode::NOT_FOUND, reason: reason.into() }
+        Self {
+            status: StatusCode::NOT_FOUND,
+            reason: reason.into(),
+        }
     }
 
     /// The chat's own trouble: the log says which.
@@ -73,9 +79,10 @@ impl IntoResponse for ApiError {
 impl From<LoadError<sqlx::Error>> for ApiError {
     fn from(error: LoadError<sqlx::Error>) -> Self {
         match error {
-            LoadError::Overloaded => Self {
+            LoadError::Overloaded { .. } => Self {
                 status: StatusCode::SERVICE_UNAVAILABLE,
-                reason: "too many loads from the database are waiting; try again in a moment".to_owned(),
+                reason: "too many loads from the database are waiting; try again in a moment"
+                    .to_owned(),
             },
             error => Self::internal(error),
         }
@@ -94,7 +101,10 @@ impl From<WriteError> for ApiError {
         match error {
             WriteError::UnknownUser(_) | WriteError::UnknownStream(_) => Self::unknown(reason),
             WriteError::Inactive(_) => Self::bad(reason),
-            WriteError::EmailTaken(_) => Self { status: StatusCode::CONFLICT, reason },
+            WriteError::EmailTaken(_) => Self {
+                status: StatusCode::CONFLICT,
+                reason,
+            },
             WriteError::Database(error) => error.into(),
             WriteError::Load(error) => error.into(),
         }
@@ -130,7 +140,10 @@ where
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        E::from_request_parts(parts, state).await.map(Self).map_err(Into::into)
+        E::from_request_parts(parts, state)
+            .await
+            .map(Self)
+            .map_err(Into::into)
     }
 }
 
@@ -142,7 +155,10 @@ where
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        E::from_request(request, state).await.map(Self).map_err(Into::into)
+        E::from_request(request, state)
+            .await
+            .map(Self)
+            .map_err(Into::into)
     }
 }
 

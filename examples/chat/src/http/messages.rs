@@ -13,7 +13,8 @@ use super::answer::{ApiError, Valid, answer, written};
 use super::visit::Visit;
 use crate::App;
 use crate::data::{
-    Message, MessageId, Messages, MessagesPage, NewMessage, Stream, StreamId, Streams, User, UserId, Users,
+    Message, MessageId, Messages, MessagesPage, NewMessage, Stream, StreamId, Streams, User,
+    UserId, Users,
 };
 use crate::fill::unix_time;
 use crate::render::render;
@@ -116,29 +117,25 @@ pub(super) async fn list(
 ) -> Result<Response, ApiError> {
     let page = query.page()?;
     let ids = visit
-        .queried(async {
+        .query(async {
             let mut db = app.db().read().await?;
             page.ids(&mut db).await
             // Here the connection goes back: what the accessors load begins with a snapshot of its own.
         })
         .await?;
     if let Some(stream) = page.stream.filter(|_| ids.is_empty()) {
-        let found = visit.cached(larder::get::<Streams>(&visit, &stream)).await?;
+        let found = larder::get::<Streams>(&visit, &stream).await?;
         found.ok_or_else(|| ApiError::unknown(format!("there is no stream {stream}")))?;
     }
-    let messages = visit.cached(larder::get_many::<Messages>(&visit, &ids)).await?;
+    let messages = larder::get_many::<Messages>(&visit, &ids).await?;
     // A message that was deleted since its id was found is left out.
     let messages: Vec<&Message> = messages.iter().filter_map(|(_, message)| message).collect();
     let senders: HashSet<UserId> = messages.iter().map(|message| message.sender_id).collect();
     let streams: HashSet<StreamId> = messages.iter().map(|message| message.stream_id).collect();
-    let (senders, streams) = visit
-        .cached(async {
-            tokio::try_join!(
-                larder::get_many::<Users>(&visit, &senders),
-                larder::get_many::<Streams>(&visit, &streams)
-            )
-        })
-        .await?;
+    let (senders, streams) = tokio::try_join!(
+        larder::get_many::<Users>(&visit, &senders),
+        larder::get_many::<Streams>(&visit, &streams)
+    )?;
     let views = messages.iter().map(|message| {
         View::new(
             message,
@@ -150,7 +147,12 @@ pub(super) async fn list(
     struct Page<'a> {
         messages: Vec<View<'a>>,
     }
-    Ok(answer(StatusCode::OK, &Page { messages: views.collect() }))
+    Ok(answer(
+        StatusCode::OK,
+        &Page {
+            messages: views.collect(),
+        },
+    ))
 }
 
 /// The body of a new message.
@@ -185,8 +187,14 @@ pub(super) async fn send(
     Valid(Json(sending)): Valid<Json<Sending>>,
 ) -> Result<Response, ApiError> {
     let new = sending.message()?;
-    let sent = app.write(send_message(app.db().clone(), visit.cache(), new)).await?;
-    let Sent { message, stream, sender } = &sent.value;
+    let sent = app
+        .write(send_message(app.db().clone(), visit.cache(), new))
+        .await?;
+    let Sent {
+        message,
+        stream,
+        sender,
+    } = &sent.value;
     let view = View::new(message, Some(stream), Some(sender));
     Ok(written(StatusCode::CREATED, &view, sent.flush))
 }
@@ -195,10 +203,14 @@ pub(super) async fn send(
 pub(super) fn text(field: &str, typed: &str, longest: usize) -> Result<String, ApiError> {
     let text = typed.trim();
     if text.is_empty() || text.chars().count() > longest {
-        return Err(ApiError::bad(format!("{field} takes 1 to {longest} characters")));
+        return Err(ApiError::bad(format!(
+            "{field} takes 1 to {longest} characters"
+        )));
     }
     if text.contains(|c: char| c.is_control() && c != '\n' && c != '\t' && c != '\r') {
-        return Err(ApiError::bad(format!("{field} contains control characters")));
+        return Err(ApiError::bad(format!(
+            "{field} contains control characters"
+        )));
     }
     Ok(text.to_owned())
 }

@@ -11,7 +11,13 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; c
 
 pub(super) async fn index() -> impl IntoResponse {
     let policy = [(header::CONTENT_SECURITY_POLICY, POLICY)];
-    (policy, file("text/html; charset=utf-8", include_str!("../page/index.html")))
+    (
+        policy,
+        file(
+            "text/html; charset=utf-8",
+            include_str!("../page/index.html"),
+        ),
+    )
 }
 
 pub(super) async fn style() -> impl IntoResponse {
@@ -19,7 +25,10 @@ pub(super) async fn style() -> impl IntoResponse {
 }
 
 pub(super) async fn script() -> impl IntoResponse {
-    file("text/javascript; charset=utf-8", include_str!("../page/app.js"))
+    file(
+        "text/javascript; charset=utf-8",
+        include_str!("../page/app.js"),
+    )
 }
 
 fn file(kind: &'static str, text: &'static str) -> impl IntoResponse {

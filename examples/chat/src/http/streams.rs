@@ -15,12 +15,12 @@ use crate::data::{Stream, StreamId, Streams, Subscribers, UserId, Users};
 /// `GET /api/streams`
 pub(super) async fn list(State(app): State<Arc<App>>, visit: Visit) -> Result<Response, ApiError> {
     let ids = visit
-        .queried(async {
+        .query(async {
             let mut db = app.db().read().await?;
             Stream::ids(&mut db).await
         })
         .await?;
-    let streams = visit.cached(larder::get_many::<Streams>(&visit, &ids)).await?;
+    let streams = larder::get_many::<Streams>(&visit, &ids).await?;
     #[derive(Serialize)]
     struct All<'a> {
         streams: Vec<&'a Stream>,
@@ -36,10 +36,10 @@ pub(super) async fn subscribers(
     visit: Visit,
     Valid(Path(id)): Valid<Path<StreamId>>,
 ) -> Result<Response, ApiError> {
-    let subscribers = visit.cached(larder::get::<Subscribers>(&visit, &id)).await?;
+    let subscribers = larder::get::<Subscribers>(&visit, &id).await?;
     let subscribers =
         subscribers.ok_or_else(|| ApiError::unknown(format!("there is no stream {id}")))?;
-    let users = visit.cached(larder::get_many::<Users>(&visit, &subscribers)).await?;
+    let users = larder::get_many::<Users>(&visit, &subscribers).await?;
     #[derive(Serialize)]
     struct Subscriber<'a> {
         id: UserId,

@@ -19,8 +19,11 @@ use crate::writes::change_user;
 const LONGEST_NAME: usize = 100;
 
 /// `GET /api/users/{id}`
-pub(super) async fn by_id(visit: Visit, Valid(Path(id)): Valid<Path<UserId>>) -> Result<Response, ApiError> {
-    let user = visit.cached(larder::get::<Users>(&visit, &id)).await?;
+pub(super) async fn by_id(
+    visit: Visit,
+    Valid(Path(id)): Valid<Path<UserId>>,
+) -> Result<Response, ApiError> {
+    let user = larder::get::<Users>(&visit, &id).await?;
     let user = user.ok_or_else(|| ApiError::unknown(format!("there is no user {id}")))?;
     Ok(answer(StatusCode::OK, &user))
 }
@@ -38,9 +41,9 @@ pub(super) async fn by_email(
     Valid(Query(ByEmail { email })): Valid<Query<ByEmail>>,
 ) -> Result<Response, ApiError> {
     let unknown = || ApiError::unknown(format!("nobody has the e-mail address {}", email.as_str()));
-    let id = visit.cached(larder::get::<UsersByEmail>(&visit, &email)).await?;
+    let id = larder::get::<UsersByEmail>(&visit, &email).await?;
     let id = id.ok_or_else(unknown)?;
-    let user = visit.cached(larder::get::<Users>(&visit, &id)).await?;
+    let user = larder::get::<Users>(&visit, &id).await?;
     Ok(answer(StatusCode::OK, &user.ok_or_else(unknown)?))
 }
 
@@ -55,7 +58,9 @@ pub(super) async fn change(
         *name = text("full_name", name, LONGEST_NAME)?;
     }
     if patch.is_empty() {
-        return Err(ApiError::bad("nothing to change; full_name, email and is_active can be"));
+        return Err(ApiError::bad(
+            "nothing to change; full_name, email and is_active can be",
+        ));
     }
     let changed = app
         .write(change_user(app.db().clone(), visit.cache(), id, patch))

@@ -20,13 +20,8 @@ use crate::db::Db;
 pub struct Visit {
     cache: Cache<Db>,
     tally: Arc<Tally>,
-    clocks: Arc<Clocks>,
-}
-
-#[derive(Debug, Default)]
-struct Clocks {
-    cache: AtomicU64,
-    database: AtomicU64,
+    /// Nanoseconds that queries of the request's own took.
+    queried: Arc<AtomicU64>,
 }
 
 impl Visit {
@@ -35,7 +30,7 @@ impl Visit {
         Self {
             cache,
             tally,
-            clocks: Arc::default(),
+            queried: Arc::default(),
         }
     }
 
@@ -44,29 +39,34 @@ impl Visit {
         self.cache.clone()
     }
 
-    /// Runs calls of accessors, on the clock that the answer shows as `cache`: the store's answers, decoding, and the
-    /// loads of what was missing.
-    pub(super) async fn cached<T>(&self, calls: impl Future<Output = T> + Send) -> T {
-        clocked(&self.clocks.cache, calls).await
-    }
-
-    /// Runs queries of the request's own, on the clock that the answer shows as `db`.
-    pub(super) async fn queried<T>(&self, queries: impl Future<Output = T> + Send) -> T {
-        clocked(&self.clocks.database, queries).await
+    /// Runs a query of the request's own, on the clock that the answer shows as `db`.
+    pub(super) async fn query<T>(&self, query: impl Future<Output = T> + Send) -> T {
+        let begin = Instant::now();
+        let answer = query.await;
+        let took = u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.queried.fetch_add(took, Ordering::Relaxed);
+        answer
     }
 
     fn write_headers(&self, headers: &mut HeaderMap) {
-        let milliseconds = |clock: &AtomicU64| {
-            Duration::from_nanos(clock.load(Ordering::Relaxed)).as_secs_f64() * 1_000.0
-        };
-        let (cache, database) = (milliseconds(&self.clocks.cache), milliseconds(&self.clocks.database));
+        // What a read takes beside its loads is the cache's part; loads are the database's, like the request's queries.
+        let loading = self.tally.load_time();
+        let cache = self.tally.read_time().saturating_sub(loading).as_secs_f64() * 1_000.0;
+        let queried = Duration::from_nanos(self.queried.load(Ordering::Relaxed));
+        let database = (loading + queried).as_secs_f64() * 1_000.0;
         let timing = format!("cache;dur={cache:.3}, db;dur={database:.3}");
         headers.insert(
             HeaderName::from_static("server-timing"),
             HeaderValue::from_str(&timing).expect("numbers are printable"),
         );
-        headers.insert(HeaderName::from_static("x-larder-trips"), self.tally.trips().into());
-        headers.insert(HeaderName::from_static("x-larder-loads"), self.tally.loads().into());
+        headers.insert(
+            HeaderName::from_static("x-larder-trips"),
+            self.tally.trips().into(),
+        );
+        headers.insert(
+            HeaderName::from_static("x-larder-loads"),
+            self.tally.loaded().into(),
+        );
     }
 }
 
@@ -89,21 +89,20 @@ impl<S: Sync> FromRequestParts<S> for Visit {
 }
 
 /// Begins a visit for each request, and writes what it cost into each JSON answer.
-pub(super) async fn measure(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+pub(super) async fn measure(
+    State(app): State<Arc<App>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let visit = Visit::begin(&app);
     request.extensions_mut().insert(visit.clone());
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
-    if headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/json") {
+    if headers
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|kind| kind == "application/json")
+    {
         visit.write_headers(headers);
     }
     response
-}
-
-async fn clocked<T>(clock: &AtomicU64, work: impl Future<Output = T> + Send) -> T {
-    let begin = Instant::now();
-    let done = work.await;
-    let took = u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX);
-    clock.fetch_add(took, Ordering::Relaxed);
-    done
 }
