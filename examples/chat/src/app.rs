@@ -102,10 +102,16 @@ impl App {
         }
     }
 
+    /// Waits until no write is under way.
+    pub async fn writes_settled(&self) {
+        self.writes.close();
+        self.writes.wait().await;
+        self.writes.reopen();
+    }
+
     /// Waits for the writes under way, then for the cache's loads and fills, and closes everything.
     pub async fn close(&self, deadline: Duration) {
-        self.writes.close();
-        if tokio::time::timeout(deadline, self.writes.wait())
+        if tokio::time::timeout(deadline, self.writes_settled())
             .await
             .is_err()
         {

@@ -49,13 +49,17 @@ pub async fn train(db: &mut SqliteConnection) -> StartResult<()> {
         .execute(&mut *db)
         .await
         .during(what)?;
-    sqlx::query("INSERT INTO dictionaries (id, bytes, created_at, is_current) VALUES (?, ?, ?, 1)")
-        .bind(dictionary.id())
-        .bind(dictionary.bytes())
-        .bind(unix_time())
-        .execute(&mut *db)
-        .await
-        .during(what)?;
+    // The same messages give the same dictionary.
+    sqlx::query(
+        "INSERT INTO dictionaries (id, bytes, created_at, is_current) VALUES (?, ?, ?, 1) \
+         ON CONFLICT (id) DO UPDATE SET is_current = 1",
+    )
+    .bind(dictionary.id())
+    .bind(dictionary.bytes())
+    .bind(unix_time())
+    .execute(&mut *db)
+    .await
+    .during(what)?;
     info!(
         id = dictionary.id(),
         bytes = dictionary.bytes().len(),

@@ -1,5 +1,6 @@
 //! `larder-chat`: starts the chat, serves it until it is told to stop, and then lets what is under way finish.
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::str::FromStr as _;
 use std::time::Duration;
@@ -85,6 +86,7 @@ fn log() -> StartResult<()> {
         .with(
             tracing_subscriber::fmt::layer()
                 .with_writer(std::io::stderr)
+                .with_ansi(std::io::stderr().is_terminal())
                 .with_target(false),
         )
         .with(targets)

@@ -35,6 +35,8 @@ pub struct Generator {
     users: Vec<User>,
     streams: Vec<Stream>,
     conversations: Vec<Conversation>,
+    /// The conversation of the last message.
+    speaking: usize,
     clock: i64,
     next_id: i64,
     left: u32,
@@ -68,6 +70,7 @@ impl Generator {
             users,
             streams,
             conversations: Vec::with_capacity(CONVERSATIONS),
+            speaking: 0,
             clock: BEGINNING,
             next_id: 1,
             left: plan.messages,
@@ -166,7 +169,11 @@ impl Iterator for Generator {
 
     fn next(&mut self) -> Option<Message> {
         self.left = self.left.checked_sub(1)?;
-        let slot = self.rng.usize(..CONVERSATIONS);
+        // Who is answered answers, so that a conversation goes on for a few messages before another takes over.
+        if self.chance(30) {
+            self.speaking = self.rng.usize(..CONVERSATIONS);
+        }
+        let slot = self.speaking;
         let people = self.conversations[slot].people.clone();
         let sender = self.users[people[self.rng.usize(..people.len())]].id;
         let content = self.text(&people);

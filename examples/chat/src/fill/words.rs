@@ -139,24 +139,30 @@ impl Vocabulary {
 /// A word that could exist.
 fn invent(rng: &mut Rng) -> String {
     const ONSETS: &[&str] = &[
-        "b", "br", "c", "ch", "cl", "d", "dr", "f", "fl", "g", "gr", "h", "j", "k", "l", "m", "n",
-        "p", "pl", "pr", "qu", "r", "s", "sh", "sl", "st", "str", "t", "th", "tr", "v", "w", "y",
-        "z", "",
+        "b", "br", "c", "cl", "d", "dr", "f", "fl", "g", "gr", "h", "k", "l", "m", "n", "p", "pl",
+        "pr", "r", "s", "sh", "st", "t", "th", "tr", "v", "w",
     ];
-    const NUCLEI: &[&str] = &["a", "e", "i", "o", "u", "ea", "ou", "ai", "io", "ee"];
-    const CODAS: &[&str] = &[
-        "", "", "", "n", "r", "s", "t", "l", "m", "nd", "st", "ck", "ng", "rt",
+    const VOWELS: &[&str] = &["a", "a", "e", "e", "e", "i", "i", "o", "o", "u", "ea", "ou"];
+    const INNER: &[&str] = &[
+        "b", "d", "f", "g", "l", "ll", "m", "mp", "n", "nd", "nt", "p", "r", "rd", "rm", "s", "ss",
+        "st", "t", "tt", "v",
     ];
     const ENDINGS: &[&str] = &[
-        "", "", "", "ed", "ing", "er", "ly", "tion", "ment", "able", "s",
+        "n", "r", "l", "t", "m", "d", "nd", "st", "ck", "le", "ed", "en", "er", "ing", "y", "al",
+        "ic", "ate", "ish", "able", "ment", "ion",
     ];
-    let mut word = String::new();
-    for _ in 0..rng.usize(1..=3) {
-        for part in [ONSETS, NUCLEI, CODAS] {
-            word.push_str(part[rng.usize(..part.len())]);
-        }
+    let mut pick = |parts: &[&'static str]| parts[rng.usize(..parts.len())];
+    let mut word = format!("{}{}", pick(ONSETS), pick(VOWELS));
+    // Most words of a language have two syllables or three.
+    for _ in 0..pick(&["", "x", "x", "xx"]).len() {
+        word.push_str(pick(INNER));
+        word.push_str(pick(VOWELS));
     }
-    word.push_str(ENDINGS[rng.usize(..ENDINGS.len())]);
+    let ending = pick(ENDINGS);
+    if ending.starts_with(['a', 'e', 'i', 'y']) {
+        word.push_str(pick(INNER));
+    }
+    word.push_str(ending);
     word
 }
 
