@@ -4,6 +4,8 @@
 pub mod memcached;
 #[cfg(feature = "memory")]
 mod memory;
+mod registry;
 
 #[cfg(feature = "memory")]
 pub use memory::{Memory, MemoryConfig};
+pub use registry::{BuilderExt, Registry};

@@ -10,13 +10,6 @@ use std::io;
 use serde::Serialize;
 use serde::de::Deserialize;
 
-#[cfg(any(
-    feature = "postcard",
-    feature = "rmp",
-    feature = "bincode",
-    feature = "json"
-))]
-use super::bounded;
 use crate::{Error, ErrorKind, Result};
 
 /// How a value becomes payload bytes.
@@ -113,14 +106,14 @@ impl Codec {
             #[cfg(feature = "postcard")]
             Self::Postcard => {
                 let mut deserializer = postcard::Deserializer::from_bytes(payload);
-                let value = bounded::deserialize(&mut deserializer, max_value).ok()?;
+                let value = super::bounded::deserialize(&mut deserializer, max_value).ok()?;
                 let rest = deserializer.finalize().ok()?;
                 rest.is_empty().then_some(value)
             }
             #[cfg(feature = "rmp")]
             Self::Rmp => {
                 let mut deserializer = rmp_serde::Deserializer::from_read_ref(payload);
-                let value = bounded::deserialize(&mut deserializer, max_value).ok()?;
+                let value = super::bounded::deserialize(&mut deserializer, max_value).ok()?;
                 // The reader doesn't tell where it stands, so ask for one more value: only at the end is there no marker.
                 let more = bool::deserialize(&mut deserializer);
                 matches!(more, Err(rmp_serde::decode::Error::InvalidMarkerRead(_))).then_some(value)
@@ -138,7 +131,7 @@ impl Codec {
             #[cfg(feature = "json")]
             Self::Json => {
                 let mut deserializer = serde_json::Deserializer::from_slice(payload);
-                let value = bounded::deserialize(&mut deserializer, max_value).ok()?;
+                let value = super::bounded::deserialize(&mut deserializer, max_value).ok()?;
                 deserializer.end().ok()?;
                 Some(value)
             }
@@ -199,7 +192,7 @@ impl<'de, T: Deserialize<'de>> serde::de::DeserializeSeed<'de> for BoundedSeed<T
     type Value = T;
 
     fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<T, D::Error> {
-        bounded::deserialize(deserializer, self.max_value)
+        super::bounded::deserialize(deserializer, self.max_value)
     }
 }
 
@@ -214,12 +207,6 @@ fn nothing<T>(_: &[u8], _: usize) -> Option<T> {
     None
 }
 
-#[cfg(any(
-    feature = "postcard",
-    feature = "rmp",
-    feature = "bincode",
-    feature = "json"
-))]
 #[cold]
 fn unwritable<T: ?Sized>(
     codec: Codec,

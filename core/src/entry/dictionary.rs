@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+#[cfg(feature = "zstd")]
 use xxhash_rust::xxh3::xxh3_64;
 #[cfg(feature = "zstd")]
 use zstd::zstd_safe::{CDict, DDict, get_dict_id_from_dict};

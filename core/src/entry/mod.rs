@@ -7,7 +7,25 @@
 //!
 //! `docs/formats.md` says which codec suits which type, what happens when a type changes, and what compression is for.
 
+#[cfg_attr(
+    not(any(
+        feature = "postcard",
+        feature = "rmp",
+        feature = "bincode",
+        feature = "json"
+    )),
+    expect(dead_code, reason = "without a codec nothing is encoded or decoded")
+)]
 mod bounded;
+#[cfg_attr(
+    not(any(
+        feature = "postcard",
+        feature = "rmp",
+        feature = "bincode",
+        feature = "json"
+    )),
+    expect(dead_code, reason = "without a codec nothing is encoded or decoded")
+)]
 mod codec;
 mod compress;
 mod dictionary;

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use larder::{Cache, Config, Registry, Rt};
+use larder::backends::Registry;
+use larder::{Cache, Config, Rt};
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 

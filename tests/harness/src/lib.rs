@@ -1,3 +1,4 @@
 //! Real and fake servers for larder's own tests and benchmarks.
 
+pub mod fake;
 pub mod server;
