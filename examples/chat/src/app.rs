@@ -36,13 +36,14 @@ impl App {
     /// If the database can't be opened or filled, the configuration names no store, or another chat uses the database
     /// in a way that this one's store wouldn't notice.
     pub async fn start(options: &Options, config: &Config) -> StartResult<Arc<Self>> {
+        let what = "can't open the cache";
+        let (backend, prefix) = Registry::new().open(config, Rt::new()).during(what)?;
+        let lock = Lock::take(&options.db, backend.pool().reach)?;
         let db = Db::open(&options.db).await?;
         // A prefix beside a new database is that of a deleted one: under it, the store may still hold its messages.
         fill_once(&db, options, || forget_prefix(&options.db)).await?;
         let dictionaries = Dictionaries::read(&db).await?;
-        let what = "can't open the cache";
-        let (backend, prefix) = Registry::new().open(config, Rt::new()).during(what)?;
-        let lock = Lock::take(&options.db, backend.pool().reach)?;
+        let prefix = prefix.resolve(&backend.pool()).during(what)?;
         let store = backend.to_string();
         let cache = Cache::builder(db.clone())
             .backend(backend)
