@@ -33,7 +33,10 @@ fn publish_server(stats: &ServerStats) {
     counter("larder_trips_total", stats.trips);
     counter("larder_trip_keys_total", stats.keys);
     counter("larder_connects_total", stats.connects);
-    counter("larder_protocol_violations_total", stats.protocol_violations);
+    counter(
+        "larder_protocol_violations_total",
+        stats.protocol_violations,
+    );
     counter("larder_out_of_memory_total", stats.out_of_memory);
     for (direction, bytes) in [("in", stats.bytes_in), ("out", stats.bytes_out)] {
         let labels = [server(), ("direction", direction.to_owned())];
