@@ -42,8 +42,10 @@ use smallvec::SmallVec;
 #[non_exhaustive]
 pub struct MemoryConfig {
     /// Bytes to keep at most: keys, values and what it takes to find them. 64 MiB by default.
+    #[serde(with = "larder_core::config::bytes")]
     pub capacity: usize,
     /// The largest value in bytes, 1 MiB by default as on memcached; larger ones are refused.
+    #[serde(with = "larder_core::config::bytes")]
     pub max_item: usize,
 }
 

@@ -2,6 +2,8 @@
 //!
 //! Users depend on the façade crate `larder`, authors of backends on this one: see [`contract`].
 
+#[cfg(feature = "conformance")]
+pub mod conformance;
 pub mod contract;
 pub mod entry;
 mod read;
