@@ -246,13 +246,6 @@ pub(super) async fn lease_from_before_a_kill_is_lost(scene: &Scene) {
             "the fill of {key:?} under a lease of before the kill"
         );
     }
-    // Nor can they be released under the others' feet.
-    for answer in old
-        .release_many(&keys, leases, &WriteOptions::default())
-        .await
-    {
-        assert!(answer.is_ok(), "{answer:?}");
-    }
     let taken_over = old
         .fill(&stored, Fill::new(lease_from(scene, token), "of before"))
         .await;
