@@ -1,8 +1,9 @@
 #![doc = include_str!("../README.md")]
 
 pub use larder_backends as backends;
+pub use larder_backends::{BuilderExt, Registry};
 #[cfg(feature = "memcached")]
-pub use larder_backends::{Memcached, MemcachedConfig};
+pub use larder_backends::{BulkForm, Memcached, MemcachedConfig};
 #[cfg(feature = "memory")]
 pub use larder_backends::{Memory, MemoryConfig};
 pub use larder_core::{

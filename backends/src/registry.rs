@@ -43,6 +43,8 @@ impl Registry {
         };
         #[cfg(feature = "memory")]
         let registry = registry.with("memory", crate::Memory::new);
+        #[cfg(feature = "memcached")]
+        let registry = registry.with("memcached", crate::memcached::Memcached::new);
         registry
     }
 

@@ -6,6 +6,8 @@
 pub mod conformance;
 pub mod contract;
 pub mod entry;
+#[cfg(feature = "metrics")]
+mod publish;
 mod read;
 mod rt;
 mod stats;

@@ -378,6 +378,11 @@ impl<S: Source> CacheBuilder<S> {
             }
             tracing::debug!(accessor = accessor.name(), "registered");
         }
+        #[cfg(feature = "metrics")]
+        drop(self.rt.spawn(crate::publish::keep_publishing(
+            Arc::downgrade(cache.backend()),
+            self.rt,
+        )));
         Ok(cache)
     }
 }

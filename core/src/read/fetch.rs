@@ -12,14 +12,16 @@ use super::accessor::{Accessor, Opened};
 use super::flight::Ticket;
 use super::load::{self, Order};
 use super::{Batch, Cache, Dataset, Form, Immutable, Lifetime, LoadError, Reader, Route, Source};
+use crate::Instant;
 use crate::contract::{Error, GetOptions, Keys, Lease, Lookup, Result, Set, Token, WriteOptions};
 
 /// Keys that are leased, loaded and filled together. On a full small server the placeholders of more would evict each
 /// other before they are filled.
 const WINDOW: usize = 2_000;
 
-/// Values decoded before other tasks get a turn: about a fifth of a millisecond.
-const DECODE_TURN: usize = 64;
+/// How long a call opens entries before other tasks get a turn, and after how many it looks at the clock.
+const TURN: Duration = Duration::from_micros(500);
+const TURN_CHECK: usize = 32;
 
 /// How long a loser of a lease waits before it looks again, and how often.
 const POLLS: [Duration; 5] = [
@@ -488,8 +490,9 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
             return;
         }
         let lookups = self.ask(&self.wire, WINDOW).await;
+        let mut turn = self.cache.shared.rt.now();
         for (index, lookup) in lookups.into_iter().enumerate() {
-            self.take_turns(index).await;
+            self.take_turns(index, &mut turn).await;
             if index >= WINDOW && matches!(lookup, Ok(Lookup::Miss { .. })) {
                 self.later.push(index);
             } else {
@@ -502,15 +505,18 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
     async fn look_up(&mut self, indices: Positions) {
         let wire = self.wire.select(indices.iter().copied());
         let lookups = self.ask(&wire, wire.len()).await;
-        for (turn, (&index, lookup)) in indices.iter().zip(lookups).enumerate() {
-            self.take_turns(turn).await;
+        let mut turn = self.cache.shared.rt.now();
+        for (opened, (&index, lookup)) in indices.iter().zip(lookups).enumerate() {
+            self.take_turns(opened, &mut turn).await;
             self.sort(index, lookup);
         }
     }
 
-    async fn take_turns(&self, decoded: usize) {
-        if decoded % DECODE_TURN == DECODE_TURN - 1 {
-            self.cache.shared.rt.yield_now().await;
+    async fn take_turns(&self, opened: usize, turn: &mut Instant) {
+        let rt = self.cache.shared.rt;
+        if opened % TURN_CHECK == TURN_CHECK - 1 && rt.now().duration_since(*turn) > TURN {
+            rt.yield_now().await;
+            *turn = rt.now();
         }
     }
 

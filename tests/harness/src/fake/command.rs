@@ -391,6 +391,11 @@ impl Flags {
         self.tokens.iter().map(|token| (token[0], &token[..]))
     }
 
+    /// Whether `mg` holds the item's lock from look-up to reply, because it may change the item or tells of its past.
+    pub(super) fn locks(&self) -> bool {
+        self.iter().any(|(letter, _)| b"NTRlh".contains(&letter))
+    }
+
     fn opaque_too_long(&self) -> bool {
         self.iter()
             .any(|(letter, token)| letter == b'O' && token.len() > OPAQUE_MAX)

@@ -247,6 +247,11 @@ impl Machine {
             return meta_miss(key, flags);
         };
 
+        // Who wants to know about earlier fetches is told before this one counts; for others it counts though refused.
+        let counts_late = flags.locks();
+        if !counts_late && !flags.no_update {
+            Store::bump(item, now);
+        }
         let mut reply = if flags.value {
             format!("VA {}", item.value.len()).into_bytes()
         } else {
@@ -295,7 +300,7 @@ impl Machine {
             reply.extend_from_slice(&item.value);
             reply.extend_from_slice(b"\r\n");
         }
-        if !flags.no_update {
+        if counts_late && !flags.no_update {
             Store::bump(item, now);
         }
         Reply {

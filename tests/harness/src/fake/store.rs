@@ -10,7 +10,10 @@ use bytes::Bytes;
 const LONGEST_RELATIVE: i64 = 60 * 60 * 24 * 30;
 
 /// How far behind the wall clock a server thinks it was started, so that no moment of its own is zero.
-const HEAD_START: i64 = 2;
+const HEAD_START: i64 = 62;
+
+/// What `uptime` says at the start.
+const FIRST_UPTIME: Moment = 2;
 
 /// Bytes of an item that are neither key nor value: its header, the key's terminating zero, the CAS number.
 const ITEM_OVERHEAD: usize = 48 + 1 + 8;
@@ -147,7 +150,7 @@ impl Store {
     }
 
     pub(super) fn uptime(&self) -> Moment {
-        self.now - HEAD_START as Moment
+        self.now - (HEAD_START as Moment - FIRST_UPTIME)
     }
 
     pub(super) fn unix_now(&self) -> i64 {
