@@ -1,4 +1,11 @@
-//! Stores
+//! The stores behind larder: each knows bytes, keys and leases, and nothing of the values in them.
 
 #[cfg(feature = "memcached")]
 pub mod memcached;
+#[cfg(feature = "memory")]
+mod memory;
+
+#[cfg(feature = "memcached")]
+pub use memcached::{BulkForm, Memcached, MemcachedConfig};
+#[cfg(feature = "memory")]
+pub use memory::{Memory, MemoryConfig};

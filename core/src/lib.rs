@@ -4,7 +4,12 @@
 
 pub mod contract;
 pub mod entry;
+mod read;
 mod rt;
+mod stats;
 
 pub use contract::*;
+pub use entry::{Codec, Compression, Dictionary};
+pub use read::*;
 pub use rt::{Instant, Rt};
+pub use stats::{AccessorStats, CacheStats, Latency, Tally};

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use serde::Serialize;
 
 use super::{Error, Keys, Lease, Result, Token};
 
@@ -346,7 +347,7 @@ impl ServerAnswer {
 }
 
 /// Plain numbers about a backend, since it was made.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize)]
 #[non_exhaustive]
 pub struct BackendStats {
     /// One per server.
@@ -354,7 +355,7 @@ pub struct BackendStats {
 }
 
 /// Plain numbers about one server.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize)]
 #[non_exhaustive]
 pub struct ServerStats {
     /// The server, as configured, without credentials.

@@ -271,13 +271,30 @@ impl Keys {
 
     /// Adds the key of these arguments of the data set `name`, under this prefix.
     ///
-    /// Fails, and adds nothing, if the key would be longer than [`MAX_KEY`].
+    /// Fails, and adds nothing, if the key would be longer than [`MAX_KEY`], or if the name isn't made of
+    /// `[A-Za-z0-9._-]`.
     pub fn push(
         &mut self,
         prefix: Prefix,
         name: &str,
         arguments: &(impl KeyPart + ?Sized),
     ) -> Result<()> {
+        // Without a branch per byte, since this is asked for every key.
+        let legal = |byte: u8| {
+            byte.is_ascii_alphanumeric() | (byte == b'.') | (byte == b'_') | (byte == b'-')
+        };
+        if !name
+            .bytes()
+            .fold(!name.is_empty(), |all, byte| all & legal(byte))
+        {
+            return Err(Error::new(
+                ErrorKind::Key,
+                format!(
+                    "accessor `{}` can't have keys; its name must be made of A-Z a-z 0-9 . _ -",
+                    name.escape_debug()
+                ),
+            ));
+        }
         let start = self.text.len();
         self.text.extend_from_slice(prefix.as_str().as_bytes());
         self.text.push(b'/');
@@ -325,9 +342,20 @@ impl Keys {
         let end = u32::try_from(self.text.len()).expect("a batch's keys fit into 4 GiB");
         self.ends.push(end);
         if hidden != 0 || !self.hidden.is_empty() {
+            if self.hidden.is_empty() && self.ends.spilled() {
+                self.hidden.reserve(self.ends.capacity());
+            }
             self.hidden.resize(self.ends.len() - 1, 0);
             self.hidden.push(hidden);
         }
+    }
+
+    /// Keeps the first `count` keys.
+    pub fn truncate(&mut self, count: usize) {
+        self.ends.truncate(count);
+        self.hidden.truncate(count);
+        self.text
+            .truncate(self.ends.last().map_or(0, |end| *end as usize));
     }
 
     /// How many keys.

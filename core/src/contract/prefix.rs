@@ -28,6 +28,8 @@ const MAX_CONFIGURED: usize = 20;
 pub struct Prefix {
     bytes: [u8; MAX_PREFIX],
     length: u8,
+    /// How much of it was configured; the pool's hash may follow.
+    configured: u8,
 }
 
 impl Prefix {
@@ -46,28 +48,41 @@ impl Prefix {
         Ok(Self::from_legal(text.as_bytes()))
     }
 
-    /// A prefix that nobody has had before: 20 characters, 120 random bits.
+    /// A prefix that nobody has had before: 20 characters, 120 bits of the system's randomness.
+    ///
+    /// # Panics
+    ///
+    /// If the system has no source of randomness.
     pub fn random() -> Self {
         let mut bits = [0; 15];
-        // Each generator is seeded from the system's randomness by way of the hash map's keys.
-        fastrand::Rng::new().fill(&mut bits);
+        getrandom::fill(&mut bits).expect("the system is a source of randomness");
         Self::from_legal(URL_SAFE_NO_PAD.encode(bits).as_bytes())
     }
 
-    /// This prefix with a dot and 11 characters of the hash of the pool's description.
+    /// This prefix with a dot and 11 characters of the hash of the pool's description; asked again, for another pool,
+    /// it takes the place of the first.
     #[must_use]
     pub fn for_pool(self, pool: &Pool) -> Self {
         let hash = blake3::hash(pool.description.as_bytes());
-        let text = format!("{self}.{}", URL_SAFE_NO_PAD.encode(&hash.as_bytes()[..8]));
-        Self::from_legal(text.as_bytes())
+        let configured = &self.as_str()[..usize::from(self.configured)];
+        let text = format!(
+            "{configured}.{}",
+            URL_SAFE_NO_PAD.encode(&hash.as_bytes()[..8])
+        );
+        Self {
+            configured: self.configured,
+            ..Self::from_legal(text.as_bytes())
+        }
     }
 
     fn from_legal(text: &[u8]) -> Self {
         let mut bytes = [0; MAX_PREFIX];
         bytes[..text.len()].copy_from_slice(text);
+        let length = u8::try_from(text.len()).expect("a prefix has at most 32 bytes");
         Self {
             bytes,
-            length: u8::try_from(text.len()).expect("a prefix has at most 32 bytes"),
+            length,
+            configured: length,
         }
     }
 

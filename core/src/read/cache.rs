@@ -1,0 +1,385 @@
+//! The handle: what one service shares between its reads and writes.
+
+use std::any::{Any, TypeId};
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
+
+use super::accessor::{Accessor, AnyAccessor, Dictionaries};
+use super::{Dataset, Source};
+use crate::Rt;
+use crate::contract::{
+    Backend, Error, ErrorKind, Generations, Pool, Prefix, Reach, Result, ServerCheck,
+    SingleGeneration,
+};
+use crate::entry::Dictionary;
+use crate::stats::{CacheStats, Tally};
+
+/// How many loads run at once in one process, over all data sets.
+const MAX_LOADS: usize = 32;
+
+/// How long a load waits for a place below the caps.
+const LOAD_QUEUE: Duration = Duration::from_secs(30);
+
+/// A cache: a backend, a prefix, a source, and what reads share.
+///
+/// It is a handle: cloning it is cheap, and every clone is the same cache. Nothing is global, so that two caches in one
+/// process, or a thousand in a test run, don't know of each other.
+pub struct Cache<S: Source> {
+    pub(super) shared: Arc<Shared<S>>,
+    pub(super) tally: Option<Arc<Tally>>,
+}
+
+/// What every clone of a cache shares.
+pub(crate) struct Shared<S: Source> {
+    pub(super) source: S,
+    pub(super) backend: Arc<dyn Backend>,
+    pub(super) generations: Arc<dyn Generations>,
+    pub(super) rt: Rt,
+    /// Places for loads, over all data sets.
+    pub(super) places: Arc<Semaphore>,
+    pub(super) load_queue: Duration,
+    /// Loads, fills and flushes under way.
+    pub(super) tasks: TaskTracker,
+    accessors: RwLock<Accessors>,
+    dictionaries: HashMap<TypeId, Dictionaries>,
+    bypass: AtomicBool,
+}
+
+#[derive(Default)]
+struct Accessors {
+    by_type: HashMap<TypeId, Arc<dyn AnyAccessor>, foldhash::fast::RandomState>,
+    by_name: HashMap<&'static str, TypeId>,
+}
+
+impl<S: Source> Clone for Cache<S> {
+    fn clone(&self) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+            tally: self.tally.clone(),
+        }
+    }
+}
+
+impl<S: Source> fmt::Debug for Cache<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cache")
+            .field("backend", &self.shared.backend)
+            .field("generations", &self.shared.generations)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<S: Source> Cache<S> {
+    /// Starts to build a cache whose loads come from this source.
+    pub fn builder(source: S) -> CacheBuilder<S> {
+        CacheBuilder {
+            source,
+            backend: None,
+            prefix: None,
+            rt: Rt::new(),
+            load_queue: LOAD_QUEUE,
+            max_loads: MAX_LOADS,
+            dictionaries: HashMap::new(),
+            register: Vec::new(),
+        }
+    }
+
+    /// A clone that counts what its own reads and writes cost.
+    ///
+    /// For a request's response headers, a test that counts trips, a report of one job.
+    pub fn tallied(&self) -> (Self, Arc<Tally>) {
+        let tally = Arc::new(Tally::default());
+        let clone = Self {
+            shared: Arc::clone(&self.shared),
+            tally: Some(Arc::clone(&tally)),
+        };
+        (clone, tally)
+    }
+
+    /// The store behind it.
+    pub fn backend(&self) -> &Arc<dyn Backend> {
+        &self.shared.backend
+    }
+
+    /// The prefix under which entries are read and filled now.
+    pub fn prefix(&self) -> Prefix {
+        self.shared.generations.current()
+    }
+
+    /// Plain numbers since the cache was built, one set per data set that was registered or used.
+    pub fn stats(&self) -> CacheStats {
+        let accessors = self.shared.accessors.read().expect(UNPOISONED);
+        let mut accessors: Vec<_> = accessors.by_type.values().map(|any| any.stats()).collect();
+        accessors.sort_by_key(|stats| stats.name);
+        CacheStats {
+            accessors,
+            backend: self.shared.backend.stats(),
+        }
+    }
+
+    /// Asks every server of the backend for its state, now.
+    pub async fn check(&self) -> Vec<ServerCheck> {
+        self.shared.backend.check().await
+    }
+
+    /// Sends all reads past the store, or through it again; writes still flush.
+    ///
+    /// For the day on which the store is suspected.
+    pub fn bypass(&self, bypass: bool) {
+        self.shared.bypass.store(bypass, Ordering::Relaxed);
+    }
+
+    /// Sends the reads of the data set of this name past the store, or through it again; `false` if there is none that
+    /// was registered or used.
+    pub fn bypass_accessor(&self, name: &str, bypass: bool) -> bool {
+        let accessors = self.shared.accessors.read().expect(UNPOISONED);
+        let accessor = accessors
+            .by_name
+            .get(name)
+            .and_then(|id| accessors.by_type.get(id));
+        if let Some(accessor) = accessor {
+            accessor.set_bypass(bypass);
+        }
+        accessor.is_some()
+    }
+
+    /// Starts no more loads, waits for those under way and for their fills and flushes, and closes the backend.
+    ///
+    /// It takes at most twice the deadline. Reads that still come are answered from the store until it is closed, and
+    /// with [`LoadError::Closed`](super::LoadError::Closed) where they would have to load.
+    pub async fn close(&self, deadline: Duration) {
+        self.shared.tasks.close();
+        let finished = self
+            .shared
+            .rt
+            .timeout(deadline, self.shared.tasks.wait())
+            .await;
+        if finished.is_none() {
+            tracing::warn!(
+                tasks = self.shared.tasks.len(),
+                "larder was closed with loads, fills or flushes under way"
+            );
+        }
+        self.shared.backend.close(deadline).await;
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.shared.tasks.is_closed()
+    }
+
+    pub(super) fn is_bypassed(&self) -> bool {
+        self.shared.bypass.load(Ordering::Relaxed)
+    }
+
+    /// What all reads of this data set share; made on first use.
+    pub(super) fn accessor<D: Dataset<Source = S>>(&self) -> Arc<Accessor<D>> {
+        let known = {
+            let accessors = self.shared.accessors.read().expect(UNPOISONED);
+            accessors.by_type.get(&TypeId::of::<D>()).map(Arc::clone)
+        };
+        let any = known.unwrap_or_else(|| self.first_use::<D>());
+        let any: Arc<dyn Any + Send + Sync> = any;
+        any.downcast().expect("accessors are kept by their type")
+    }
+
+    fn first_use<D: Dataset<Source = S>>(&self) -> Arc<dyn AnyAccessor> {
+        let mut accessors = self.shared.accessors.write().expect(UNPOISONED);
+        if let Some(known) = accessors.by_type.get(&TypeId::of::<D>()) {
+            return Arc::clone(known);
+        }
+        let dictionaries = self.shared.dictionaries.get(&TypeId::of::<D>());
+        let mut accessor = Accessor::<D>::new(dictionaries.cloned().unwrap_or_default());
+        if let Some(other) = accessors.by_name.get(D::NAME)
+            && *other != TypeId::of::<D>()
+        {
+            accessor.marshaller = Err(Error::new(
+                ErrorKind::Config,
+                format!(
+                    "two data sets have the NAME `{}`, the second is {}; they would read each other's entries",
+                    D::NAME,
+                    std::any::type_name::<D>()
+                ),
+            ));
+        } else {
+            accessors.by_name.insert(D::NAME, TypeId::of::<D>());
+        }
+        if let Err(problem) = &accessor.marshaller {
+            tracing::error!(
+                accessor = D::NAME,
+                %problem,
+                "reads of this data set go past the cache"
+            );
+        }
+        let accessor: Arc<dyn AnyAccessor> = Arc::new(accessor);
+        accessors
+            .by_type
+            .insert(TypeId::of::<D>(), Arc::clone(&accessor));
+        accessor
+    }
+}
+
+const UNPOISONED: &str = "nothing panics under this lock";
+
+/// Makes the accessor of one registered data set.
+type Register<S> = fn(&Cache<S>) -> Arc<dyn AnyAccessor>;
+
+/// Builds a [`Cache`].
+///
+/// ```
+/// # use std::time::Duration;
+/// # use larder_core::{Backend, Cache, Dataset, Prefix, Source};
+/// # use std::sync::Arc;
+/// # async fn build<S: Source, UserById: Dataset<Source = S>>(pool: S, backend: Arc<dyn Backend>) -> Result<(), Box<dyn std::error::Error>> {
+/// let cache = Cache::builder(pool)
+///     .backend(backend)
+///     .prefix(Prefix::new("git-3f2a91c")?)
+///     .register::<UserById>() // what can't be cached as it is fails here, not at night
+///     .build()
+///     .await?;
+/// # Ok(()) }
+/// ```
+#[must_use]
+pub struct CacheBuilder<S: Source> {
+    source: S,
+    backend: Option<Arc<dyn Backend>>,
+    prefix: Option<Prefix>,
+    rt: Rt,
+    load_queue: Duration,
+    max_loads: usize,
+    dictionaries: HashMap<TypeId, Dictionaries>,
+    register: Vec<Register<S>>,
+}
+
+impl<S: Source> fmt::Debug for CacheBuilder<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CacheBuilder")
+            .field("backend", &self.backend)
+            .field("prefix", &self.prefix)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<S: Source> CacheBuilder<S> {
+    /// Stores entries here.
+    pub fn backend(mut self, backend: Arc<dyn Backend>) -> Self {
+        self.backend = Some(backend);
+        self
+    }
+
+    /// Begins every key with this, and a hash of the backend's pool: the same in all processes that share entries, and
+    /// another for each version of the code that reads them differently.
+    pub fn prefix(mut self, prefix: Prefix) -> Self {
+        self.prefix = Some(prefix);
+        self
+    }
+
+    /// Time and tasks; a test may give clocks of its own.
+    pub fn rt(mut self, rt: Rt) -> Self {
+        self.rt = rt;
+        self
+    }
+
+    /// How long a load waits for a place below the caps before it is `Overloaded`; 30 s if not given.
+    pub fn load_queue(mut self, limit: Duration) -> Self {
+        self.load_queue = limit;
+        self
+    }
+
+    /// How many loads run at once, over all data sets; 32 if not given.
+    pub fn max_loads(mut self, count: usize) -> Self {
+        self.max_loads = count;
+        self
+    }
+
+    /// Compresses the values of `D` with the `current` dictionary, and reads those of `older` ones too.
+    ///
+    /// To roll a new one out, first make every reader know it (`None`, or the former one, as current), then write with
+    /// it. Without a current one values are compressed without.
+    pub fn dictionaries<D: Dataset<Source = S>>(
+        mut self,
+        current: Option<Dictionary>,
+        older: impl IntoIterator<Item = Dictionary>,
+    ) -> Self {
+        let dictionaries = Dictionaries {
+            current,
+            older: older.into_iter().collect(),
+        };
+        self.dictionaries.insert(TypeId::of::<D>(), dictionaries);
+        self.register::<D>()
+    }
+
+    /// Checks `D` when the cache is built: its name, the shape of its value, its codec.
+    ///
+    /// A data set that isn't registered is checked at its first use, and read past the cache if it can't be cached.
+    pub fn register<D: Dataset<Source = S>>(mut self) -> Self {
+        self.register.push(|cache| cache.accessor::<D>());
+        self
+    }
+
+    /// The cache.
+    ///
+    /// Fails if no backend was given, if a backend that others share has no prefix, or if a registered data set can't
+    /// be cached. Without a prefix, a backend that is private to the process gets a random one.
+    #[expect(
+        clippy::unused_async,
+        reason = "a prefix that is kept in a database will be read here, and callers shouldn't change for it"
+    )]
+    pub async fn build(self) -> Result<Cache<S>> {
+        let Some(backend) = self.backend else {
+            return Err(Error::new(
+                ErrorKind::Config,
+                "the cache has no backend; give it one by CacheBuilder::backend, or a configuration",
+            ));
+        };
+        let prefix = match self.prefix {
+            Some(prefix) => prefix,
+            None => private_prefix(&backend.pool())?,
+        };
+        let cache = Cache {
+            shared: Arc::new(Shared {
+                source: self.source,
+                generations: Arc::new(SingleGeneration::new(prefix, Arc::clone(&backend))),
+                backend,
+                rt: self.rt,
+                places: Arc::new(Semaphore::new(
+                    self.max_loads.clamp(1, Semaphore::MAX_PERMITS),
+                )),
+                load_queue: self.load_queue,
+                tasks: TaskTracker::new(),
+                accessors: RwLock::default(),
+                dictionaries: self.dictionaries,
+                bypass: AtomicBool::new(false),
+            }),
+            tally: None,
+        };
+        for register in self.register {
+            let accessor = register(&cache);
+            if let Some(problem) = accessor.problem() {
+                return Err(problem.clone());
+            }
+            tracing::debug!(accessor = accessor.name(), "registered");
+        }
+        Ok(cache)
+    }
+}
+
+/// A prefix for a pool without a configured one: only a pool that nobody else can share has one.
+fn private_prefix(pool: &Pool) -> Result<Prefix> {
+    if pool.reach == Reach::Process {
+        return Ok(Prefix::random());
+    }
+    Err(Error::new(
+        ErrorKind::Config,
+        format!(
+            "{} can be shared, so the cache needs a prefix: CacheBuilder::prefix, or a configuration with `prefix`, \
+             LARDER_PREFIX or `prefix_file`",
+            pool.description
+        ),
+    ))
+}

@@ -1,0 +1,692 @@
+//! The way of one read: ask the store, open what it has, load what it hasn't.
+
+use std::borrow::Borrow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use smallvec::SmallVec;
+use tracing::Instrument as _;
+
+use super::accessor::{Accessor, Opened};
+use super::flight::Ticket;
+use super::load::{self, Order};
+use super::{Batch, Cache, Dataset, Form, Immutable, Lifetime, LoadError, Reader, Route, Source};
+use crate::contract::{Error, GetOptions, Keys, Lease, Lookup, Result, Set, Token, WriteOptions};
+
+/// Keys that are leased, loaded and filled together. On a full small server the placeholders of more would evict each
+/// other before they are filled.
+const WINDOW: usize = 2_000;
+
+/// Values decoded before other tasks get a turn: about a fifth of a millisecond.
+const DECODE_TURN: usize = 64;
+
+/// How long a loser of a lease waits before it looks again, and how often.
+const POLLS: [Duration; 5] = [
+    Duration::from_millis(2),
+    Duration::from_millis(4),
+    Duration::from_millis(8),
+    Duration::from_millis(16),
+    Duration::from_millis(32),
+];
+
+/// A lease is taken over when it is older than this, and than twice what all but one in a hundred loads take.
+const OLD_LEASE: Duration = Duration::from_secs(2);
+
+/// The value of this key: from the store, or else loaded and stored. `None` if it has no row.
+///
+/// One trip on a hit; on a miss the load and one fill, which the caller doesn't wait for. Trouble with the store costs
+/// a load, never an error. Dropping the future leaves a load that is under way to its end.
+///
+/// # Errors
+///
+/// Those of the load: see [`LoadError`].
+///
+/// ```
+/// # use larder_core::{Cache, Dataset, Direct, LoadError, Source};
+/// # async fn show<S: Source, UserById: Dataset<Source = S, Key = u64>>(cache: Cache<S>, mut transaction: Box<S::Conn>) -> Result<(), LoadError<UserById::Error>> where S::Conn: Sized {
+/// let user = larder_core::get::<UserById>(&cache, &7).await?;
+///
+/// // Inside a transaction: past the cache, so that its own writes are seen and nothing is filled.
+/// let user = larder_core::get::<UserById>(Direct(&mut *transaction), &7).await?;
+/// # Ok(()) }
+/// ```
+pub async fn get<'a, D: Dataset>(
+    reader: impl Reader<'a, D::Source>,
+    key: &D::Key,
+) -> Result<Option<D::Value>, LoadError<D::Error>> {
+    let mut one = One { key, value: None };
+    match reader.route() {
+        Route::Cached(cache) => {
+            let span = tracing::debug_span!(
+                "larder.get",
+                accessor = D::NAME,
+                hits = tracing::field::Empty
+            );
+            Fetch::<D, _>::new(cache, &mut one)
+                .run(Way::Through)
+                .instrument(span)
+                .await?;
+        }
+        Route::Direct(conn) => load_directly::<D>(conn, &mut one).await?,
+    }
+    Ok(one.value)
+}
+
+/// The values of these keys: one exchange with the store per server, one call of the loader for what it hasn't, one
+/// fill.
+///
+/// Keys may repeat; each is asked for once. Of a batch that misses more than 2,000 keys, these are loaded 2,000 at a
+/// time.
+///
+/// # Errors
+///
+/// Those of the loads: one that fails, fails the call.
+///
+/// ```
+/// # use larder_core::{Cache, Dataset, LoadError, Source};
+/// # async fn show<S: Source, Messages: Dataset<Source = S, Key = u64>>(cache: Cache<S>) -> Result<(), LoadError<Messages::Error>> {
+/// let ids = [7, 9, 7];
+/// let messages = larder_core::get_many::<Messages>(&cache, ids).await?;
+/// for (id, message) in messages.iter() {
+///     // 7, 9, 7, as asked; `None` for an id without a row
+/// }
+/// # Ok(()) }
+/// ```
+pub async fn get_many<'a, D: Dataset>(
+    reader: impl Reader<'a, D::Source>,
+    keys: impl IntoIterator<Item = impl Borrow<D::Key>> + Send,
+) -> Result<Batch<D::Key, D::Value>, LoadError<D::Error>> {
+    let mut batch = Batch::of(keys.into_iter());
+    match reader.route() {
+        _ if batch.is_empty() => {}
+        Route::Cached(cache) => {
+            let span = tracing::debug_span!(
+                "larder.get_many",
+                accessor = D::NAME,
+                keys = batch.values.len(),
+                hits = tracing::field::Empty
+            );
+            Fetch::<D, _>::new(cache, &mut batch)
+                .run(Way::Through)
+                .instrument(span)
+                .await?;
+        }
+        Route::Direct(conn) => load_directly::<D>(conn, &mut batch).await?,
+    }
+    Ok(batch)
+}
+
+/// The value of this key as the source has it now; the store is neither asked nor filled.
+///
+/// # Errors
+///
+/// Those of the load.
+pub async fn uncached<'a, D: Dataset>(
+    reader: impl Reader<'a, D::Source>,
+    key: &D::Key,
+) -> Result<Option<D::Value>, LoadError<D::Error>> {
+    let mut one = One { key, value: None };
+    match reader.route() {
+        Route::Cached(cache) => Fetch::<D, _>::new(cache, &mut one).run(Way::Past).await?,
+        Route::Direct(conn) => load_directly::<D>(conn, &mut one).await?,
+    }
+    Ok(one.value)
+}
+
+/// Loads the value of this key again, and stores it in place of the one that is there.
+///
+/// The fill is fenced like any other: if the key is flushed meanwhile, it is lost.
+///
+/// # Errors
+///
+/// Those of the load.
+pub async fn refresh<'a, D: Dataset>(
+    reader: impl Reader<'a, D::Source>,
+    key: &D::Key,
+) -> Result<Option<D::Value>, LoadError<D::Error>> {
+    let mut one = One { key, value: None };
+    match reader.route() {
+        Route::Cached(cache) => {
+            Fetch::<D, _>::new(cache, &mut one)
+                .run(Way::Refresh)
+                .await?
+        }
+        Route::Direct(conn) => load_directly::<D>(conn, &mut one).await?,
+    }
+    Ok(one.value)
+}
+
+/// Has the store hold the values of these keys, through the loader: 2,000 keys at a time, one load at once.
+///
+/// # Errors
+///
+/// Those of the loads; the keys before the one that failed are stored.
+pub async fn warm<D: Dataset>(
+    cache: &Cache<D::Source>,
+    keys: impl IntoIterator<Item = impl Borrow<D::Key>> + Send,
+) -> Result<(), LoadError<D::Error>> {
+    let keys: Vec<D::Key> = keys.into_iter().map(|key| key.borrow().clone()).collect();
+    for chunk in keys.chunks(WINDOW) {
+        get_many::<D>(cache, chunk).await?;
+    }
+    Ok(())
+}
+
+/// Stores values in hand, without a load: for immutable data sets only, whose values can't be too old.
+///
+/// For the others it doesn't compile: a value in hand was read before any lease, so that storing it could undo a
+/// write. Use [`warm`].
+///
+/// ```compile_fail,E0277
+/// # use std::{convert::Infallible, time::Duration}; use larder_core::*;
+/// # #[derive(Clone)] struct Db; impl Source for Db { type Conn = (); type Guard = Box<()>; type Error = Infallible;
+/// #   async fn acquire(&self) -> Result<Box<()>, Infallible> { Ok(Box::new(())) } }
+/// # enum Names {} impl Dataset for Names { const NAME: &'static str = "n"; const LIFETIME: Lifetime = Lifetime::Ttl(Duration::from_secs(9));
+/// #   type Source = Db; type Key = u64; type Value = String; type Form = Plain; type Error = Infallible;
+/// #   async fn load(_: &mut (), _: Vec<u64>) -> Result<Vec<(u64, String)>, Infallible> { Ok(vec![]) } }
+/// async fn remember(cache: &Cache<Db>) -> Result<(), Error> {
+///     prime::<Names>(cache, [(7, "Ada".to_owned())]).await // Names::LIFETIME is Lifetime::Ttl(…)
+/// }
+/// ```
+///
+/// # Errors
+///
+/// The first value or server that failed; the others are stored.
+pub async fn prime<D: Immutable>(
+    cache: &Cache<D::Source>,
+    values: impl IntoIterator<Item = (D::Key, D::Value), IntoIter: Send> + Send,
+) -> Result<(), Error> {
+    const {
+        assert!(
+            matches!(D::LIFETIME, Lifetime::Immutable),
+            "this data set is marked `Immutable`, but its LIFETIME isn't"
+        );
+    }
+    let accessor = cache.accessor::<D>();
+    let marshaller = accessor.marshaller.as_ref().map_err(Clone::clone)?;
+    let options = WriteOptions::trips(accessor.counters.trips(cache.tally.as_deref()));
+    let now = cache.shared.rt.wall();
+    let mut first_error = None;
+    let mut values = values.into_iter().peekable();
+    while values.peek().is_some() {
+        let mut wire = Keys::new();
+        let mut sets = Vec::new();
+        let mut entries = BytesMut::new();
+        for (key, value) in values.by_ref().take(WINDOW) {
+            let sealed = wire.push(cache.prefix(), D::NAME, &key).and_then(|()| {
+                let stored = D::Form::to_stored(&value).map_err(|error| {
+                    Error::with_source(
+                        crate::ErrorKind::Codec,
+                        format!(
+                            "data set `{}`: a value has no stored form: {error}",
+                            D::NAME
+                        ),
+                        error,
+                    )
+                })?;
+                let key = wire.get(wire.len() - 1);
+                marshaller.seal(key, Some(&stored), now, Duration::ZERO, &mut entries)
+            });
+            match sealed {
+                Ok(()) => sets.push(Set::new(entries.split().freeze())),
+                Err(error) => {
+                    first_error.get_or_insert(error);
+                    wire.truncate(sets.len());
+                }
+            }
+        }
+        let backend = &cache.shared.backend;
+        for answer in backend.set_immutable_many(&wire, sets, &options).await {
+            if let Err(error) = answer {
+                first_error.get_or_insert(error);
+            }
+        }
+    }
+    first_error.map_or(Ok(()), Err)
+}
+
+/// Loads on the caller's own connection, past the cache.
+async fn load_directly<D: Dataset>(
+    conn: &mut <D::Source as Source>::Conn,
+    asked: &mut impl Asked<D>,
+) -> Result<(), LoadError<D::Error>> {
+    let keys = (0..asked.len()).map(|index| asked.key(index).clone());
+    let rows = D::load(conn, keys.collect()).await;
+    for (key, value) in rows.map_err(|error| LoadError::Loader(Arc::new(error)))? {
+        if let Some(index) = asked.index(&key) {
+            asked.set(index, Some(value));
+        }
+    }
+    Ok(())
+}
+
+/// The distinct keys that were asked for, and room for their values.
+trait Asked<D: Dataset>: Send + Sync {
+    fn len(&self) -> usize;
+    fn key(&self, index: usize) -> &D::Key;
+    fn index(&self, key: &D::Key) -> Option<usize>;
+    fn set(&mut self, index: usize, value: Option<D::Value>);
+}
+
+/// One key, without the map that a batch needs.
+struct One<'k, K, V> {
+    key: &'k K,
+    value: Option<V>,
+}
+
+impl<D: Dataset> Asked<D> for One<'_, D::Key, D::Value> {
+    fn len(&self) -> usize {
+        1
+    }
+
+    fn key(&self, _: usize) -> &D::Key {
+        self.key
+    }
+
+    fn index(&self, key: &D::Key) -> Option<usize> {
+        (key == self.key).then_some(0)
+    }
+
+    fn set(&mut self, _: usize, value: Option<D::Value>) {
+        self.value = value;
+    }
+}
+
+impl<D: Dataset> Asked<D> for Batch<D::Key, D::Value> {
+    fn len(&self) -> usize {
+        self.values.len()
+    }
+
+    fn key(&self, index: usize) -> &D::Key {
+        let (key, _) = self
+            .values
+            .get_index(index)
+            .expect("the index is below len");
+        key
+    }
+
+    fn index(&self, key: &D::Key) -> Option<usize> {
+        self.values.get_index_of(key)
+    }
+
+    fn set(&mut self, index: usize, value: Option<D::Value>) {
+        self.values[index] = value;
+    }
+}
+
+/// Positions among the distinct keys; inline for a single one.
+type Positions = SmallVec<[usize; 1]>;
+
+/// How a read goes.
+#[derive(Clone, Copy)]
+enum Way {
+    /// From the store, or else loaded and stored.
+    Through,
+    /// Loaded, and not stored.
+    Past,
+    /// Loaded, and stored in place of what is there.
+    Refresh,
+}
+
+/// One read on its way.
+///
+/// Every key is in exactly one of these places: answered, awaited from somebody else's load (`followed`), to be loaded
+/// (`missed`), held by somebody else's lease (`busy`), or not asked for with a lease yet (`later`).
+struct Fetch<'f, D: Dataset, A> {
+    cache: &'f Cache<D::Source>,
+    accessor: Arc<Accessor<D>>,
+    asked: &'f mut A,
+    /// The wire keys of `positions`.
+    wire: Keys,
+    /// Which distinct key each wire key is.
+    positions: Positions,
+    missed: Vec<Missed>,
+    followed: Vec<(usize, Ticket<D>)>,
+    /// Indices of wire keys.
+    busy: Positions,
+    /// Indices of wire keys.
+    later: Positions,
+    hits: u64,
+    absent: u64,
+    misses: u64,
+    shared: u64,
+}
+
+/// A key to be loaded: which distinct key it is, and the lease with its wire key, if its value may be stored.
+struct Missed {
+    position: usize,
+    lease: Option<(usize, Lease)>,
+}
+
+impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
+    fn new(cache: &'f Cache<D::Source>, asked: &'f mut A) -> Self {
+        Self {
+            accessor: cache.accessor::<D>(),
+            cache,
+            asked,
+            wire: Keys::new(),
+            positions: Positions::new(),
+            missed: Vec::new(),
+            followed: Vec::new(),
+            busy: Positions::new(),
+            later: Positions::new(),
+            hits: 0,
+            absent: 0,
+            misses: 0,
+            shared: 0,
+        }
+    }
+
+    async fn run(mut self, way: Way) -> Result<(), LoadError<D::Error>> {
+        let started = self.cache.shared.rt.now();
+        let outcome = self.answer_all(way).await;
+        self.count(self.cache.shared.rt.now() - started);
+        outcome
+    }
+
+    async fn answer_all(&mut self, way: Way) -> Result<(), LoadError<D::Error>> {
+        if load::is_recursive::<D>(self.cache, self.keys()) {
+            return Err(LoadError::Recursive { accessor: D::NAME });
+        }
+        let bypassed = self.cache.is_bypassed()
+            || self.accessor.is_bypassed()
+            || self.accessor.marshaller.is_err();
+        match way {
+            _ if bypassed => self.bypass(),
+            Way::Past => self.bypass(),
+            Way::Through => {
+                self.follow_or_address();
+                self.look_up_all().await;
+            }
+            Way::Refresh => {
+                for position in 0..self.asked.len() {
+                    self.address(position);
+                }
+                self.look_at_tokens().await;
+            }
+        }
+        self.finish().await
+    }
+
+    fn keys(&self) -> impl Iterator<Item = &D::Key> {
+        (0..self.asked.len()).map(|position| self.asked.key(position))
+    }
+
+    /// Has everything loaded, and nothing stored.
+    fn bypass(&mut self) {
+        self.accessor.counters.bypassed.add(self.asked.len() as u64);
+        for position in 0..self.asked.len() {
+            match self.accessor.flights.join(self.asked.key(position)) {
+                // Only loads that haven't started: what becomes of another's fill would have to be asked of the store.
+                Some(ticket) if ticket.is_early() => self.followed.push((position, ticket)),
+                _ => self.miss(position, None),
+            }
+        }
+    }
+
+    /// Has everything loaded, under the tokens of what is stored.
+    async fn look_at_tokens(&mut self) {
+        let lookups = self.ask(&self.wire, self.wire.len()).await;
+        for (index, lookup) in lookups.into_iter().enumerate() {
+            let position = self.positions[index];
+            let lease = match lookup {
+                Ok(Lookup::Hit { token, .. }) => {
+                    Some(Lease::new(token, self.cache.shared.rt.wall()))
+                }
+                Ok(Lookup::Miss { lease }) => lease,
+                Ok(Lookup::Busy { token, .. }) => {
+                    let key = self.asked.key(position);
+                    if let Some(ticket) = self.accessor.flights.join_by_token(key, token) {
+                        self.followed.push((position, ticket));
+                        continue;
+                    }
+                    None
+                }
+                Err(_) => None,
+            };
+            self.miss(position, lease.map(|lease| (index, lease)));
+        }
+    }
+
+    /// Joins loads that are under way, and makes wire keys of the rest.
+    fn follow_or_address(&mut self) {
+        let count = self.asked.len();
+        self.wire = Keys::with_capacity(count);
+        self.positions.reserve(count);
+        for position in 0..count {
+            match self.accessor.flights.join(self.asked.key(position)) {
+                Some(ticket) => self.followed.push((position, ticket)),
+                None => self.address(position),
+            }
+        }
+    }
+
+    /// Makes the wire key of this distinct key; what can't be a key is loaded uncached.
+    fn address(&mut self, position: usize) {
+        let prefix = self.cache.prefix();
+        match self.wire.push(prefix, D::NAME, self.asked.key(position)) {
+            Ok(()) => self.positions.push(position),
+            Err(error) => {
+                self.accessor.counters.bypassed.add(1);
+                if self.accessor.warned.unkeyable.first() {
+                    tracing::warn!(accessor = D::NAME, %error, "a value is loaded uncached, since its arguments can't be a key");
+                }
+                self.miss(position, None);
+            }
+        }
+    }
+
+    fn miss(&mut self, position: usize, lease: Option<(usize, Lease)>) {
+        self.misses += 1;
+        self.missed.push(Missed { position, lease });
+    }
+
+    /// Looks all wire keys up in one exchange, and asks for leases on the first window of them.
+    async fn look_up_all(&mut self) {
+        if self.wire.is_empty() {
+            return;
+        }
+        let lookups = self.ask(&self.wire, WINDOW).await;
+        for (index, lookup) in lookups.into_iter().enumerate() {
+            self.take_turns(index).await;
+            if index >= WINDOW && matches!(lookup, Ok(Lookup::Miss { .. })) {
+                self.later.push(index);
+            } else {
+                self.sort(index, lookup);
+            }
+        }
+    }
+
+    /// Looks these wire keys up again, each with a lease.
+    async fn look_up(&mut self, indices: Positions) {
+        let wire = self.wire.select(indices.iter().copied());
+        let lookups = self.ask(&wire, wire.len()).await;
+        for (turn, (&index, lookup)) in indices.iter().zip(lookups).enumerate() {
+            self.take_turns(turn).await;
+            self.sort(index, lookup);
+        }
+    }
+
+    async fn take_turns(&self, decoded: usize) {
+        if decoded % DECODE_TURN == DECODE_TURN - 1 {
+            self.cache.shared.rt.yield_now().await;
+        }
+    }
+
+    async fn ask(&self, wire: &Keys, lease_at_most: usize) -> Vec<Result<Lookup>> {
+        let trips = self.accessor.counters.trips(self.cache.tally.as_deref());
+        let options = GetOptions::lease(D::LEASE)
+            .lease_at_most(lease_at_most)
+            .trips(trips);
+        self.cache.shared.backend.get_many(wire, &options).await
+    }
+
+    /// Puts one wire key into the place that its look-up says.
+    fn sort(&mut self, index: usize, lookup: Result<Lookup>) {
+        let position = self.positions[index];
+        match lookup {
+            Ok(Lookup::Hit { value, token }) => self.sort_hit(index, &value, token),
+            Ok(Lookup::Miss { lease }) => {
+                self.miss(position, lease.map(|lease| (index, lease)));
+            }
+            Ok(Lookup::Busy { age, token }) => self.sort_busy(index, age, token),
+            Err(error) => {
+                self.accessor.counters.failed.add(1);
+                tracing::debug!(accessor = D::NAME, %error, "a look-up failed");
+                self.miss(position, None);
+            }
+        }
+    }
+
+    fn sort_hit(&mut self, index: usize, entry: &[u8], token: Token) {
+        let position = self.positions[index];
+        let now = self.cache.shared.rt.wall();
+        match self.accessor.open(self.wire.get(index), entry, now) {
+            Opened::Value(value) => {
+                self.hits += 1;
+                self.asked.set(position, Some(value));
+            }
+            Opened::Absent => {
+                self.absent += 1;
+                self.asked.set(position, None);
+            }
+            Opened::Rejected => {
+                // Somebody here may be replacing it already.
+                let key = self.asked.key(position);
+                match self.accessor.flights.join_by_token(key, token) {
+                    Some(ticket) => self.followed.push((position, ticket)),
+                    None => self.miss(position, Some((index, Lease::new(token, now)))),
+                }
+            }
+            Opened::FromAnotherTime => self.miss(position, None),
+        }
+    }
+
+    fn sort_busy(&mut self, index: usize, age: Duration, token: Token) {
+        let position = self.positions[index];
+        self.accessor.counters.busy.add(1);
+        let key = self.asked.key(position);
+        if let Some(ticket) = self.accessor.flights.join_by_token(key, token) {
+            self.followed.push((position, ticket));
+        } else if age > OLD_LEASE && age > self.accessor.counters.load_latency.quantile(0.99) * 2 {
+            self.accessor.counters.taken_over.add(1);
+            let lease = Lease::new(token, self.cache.shared.rt.wall());
+            self.miss(position, Some((index, lease)));
+        } else {
+            self.busy.push(index);
+        }
+    }
+
+    /// Empties every place: loads what is missed, window by window, polls what is busy, and waits for what others load.
+    async fn finish(&mut self) -> Result<(), LoadError<D::Error>> {
+        let mut polls = POLLS.iter();
+        let mut shared_in_vain = false;
+        loop {
+            if !self.missed.is_empty() {
+                self.load().await?;
+            } else if !self.later.is_empty() {
+                let rest = self.later.split_off_at(WINDOW);
+                let window = std::mem::replace(&mut self.later, rest);
+                self.look_up(window).await;
+            } else if !self.busy.is_empty() {
+                let busy = std::mem::take(&mut self.busy);
+                match polls.next() {
+                    Some(poll) => {
+                        let rt = self.cache.shared.rt;
+                        rt.sleep(poll.mul_f64(0.75 + fastrand::f64() / 2.0)).await;
+                        self.look_up(busy).await;
+                    }
+                    None => {
+                        for index in busy {
+                            self.miss(self.positions[index], None);
+                        }
+                    }
+                }
+            } else if !self.followed.is_empty() {
+                self.follow(shared_in_vain).await?;
+                shared_in_vain = true;
+            } else {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Loads what was missed, in one call of the loader, and waits for the values.
+    async fn load(&mut self) -> Result<(), LoadError<D::Error>> {
+        let missed = std::mem::take(&mut self.missed);
+        let leased = missed
+            .iter()
+            .filter_map(|missed| Some(missed.lease.as_ref()?.0));
+        let wire = self.wire.select(leased);
+        let (positions, leases): (Vec<usize>, Vec<Option<Lease>>) = missed
+            .into_iter()
+            .map(|missed| (missed.position, missed.lease.map(|(_, lease)| lease)))
+            .unzip();
+        let keys = positions
+            .iter()
+            .map(|&position| self.asked.key(position).clone())
+            .collect();
+        let load = load::start(self.cache, &self.accessor, Order { keys, leases, wire })?;
+        for (position, value) in positions.into_iter().zip(load.lead().await?) {
+            self.asked.set(position, value);
+        }
+        Ok(())
+    }
+
+    /// Waits for the loads of others. What can't be shared after all is looked up, or, the second time, loaded.
+    async fn follow(&mut self, load_at_once: bool) -> Result<(), LoadError<D::Error>> {
+        let mut again = Positions::new();
+        for (position, ticket) in std::mem::take(&mut self.followed) {
+            match ticket.value().await {
+                Some(value) => {
+                    self.shared += 1;
+                    self.asked.set(position, value?);
+                }
+                None if load_at_once => self.miss(position, None),
+                None => {
+                    let before = self.positions.len();
+                    self.address(position);
+                    again.extend(before..self.positions.len());
+                }
+            }
+        }
+        if !again.is_empty() {
+            self.look_up(again).await;
+        }
+        Ok(())
+    }
+
+    fn count(&self, took: Duration) {
+        let counters = &self.accessor.counters;
+        let keys = self.asked.len() as u64;
+        counters.keys.add(keys);
+        for (counter, count) in [
+            (&counters.hits, self.hits),
+            (&counters.absent, self.absent),
+            (&counters.misses, self.misses),
+            (&counters.shared, self.shared),
+        ] {
+            if count > 0 {
+                counter.add(count);
+            }
+        }
+        counters.read_latency.record(took);
+        if let Some(tally) = &self.cache.tally {
+            tally.count_reads(keys, self.hits, self.absent, self.misses, self.shared);
+            tally.count_read_time(took);
+        }
+        tracing::Span::current().record("hits", self.hits);
+    }
+}
+
+trait SplitOffAt {
+    /// Keeps the first `count`, and answers the rest.
+    fn split_off_at(&mut self, count: usize) -> Self;
+}
+
+impl SplitOffAt for Positions {
+    fn split_off_at(&mut self, count: usize) -> Self {
+        self.drain(count.min(self.len())..).collect()
+    }
+}

@@ -1,0 +1,472 @@
+//! One load: a place below the caps, the source, the fill, in a task of its own.
+//!
+//! Callers may leave, the load goes on: its leases are filled or released whatever happens.
+
+use std::any::{Any, TypeId};
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::sync::OwnedSemaphorePermit;
+use tracing::Instrument as _;
+
+use super::accessor::Accessor;
+use super::flight::{Answer, Load, Phase};
+use super::{Cache, Dataset, Form, LoadError, Rows, Source};
+use crate::Instant;
+use crate::contract::{
+    ErrorKind, Fill, FillOutcome, Keys, Lease, Lost, Result, Trips, WriteOptions,
+};
+use crate::entry::Marshaller;
+use crate::stats::Unsettled;
+
+tokio::task_local! {
+    /// The load that this task runs, and those that wait for it: the only thing in larder that travels with a task.
+    static LOADING: Arc<Chain>;
+}
+
+/// A load, and the load whose loader asked for it.
+struct Chain {
+    /// The cache, so that equal keys of two caches don't count as one.
+    cache: usize,
+    dataset: TypeId,
+    /// The `Load<D>` of this data set.
+    load: Arc<dyn Any + Send + Sync>,
+    parent: Option<Arc<Self>>,
+}
+
+/// Whether the caller is the loader of one of these keys: waiting for it would never end.
+pub(super) fn is_recursive<'k, D: Dataset>(
+    cache: &Cache<D::Source>,
+    mut keys: impl Iterator<Item = &'k D::Key>,
+) -> bool {
+    LOADING
+        .try_with(|chain| {
+            let mut links = Vec::new();
+            let mut link = Some(chain);
+            while let Some(chain) = link {
+                if chain.cache == address(cache)
+                    && chain.dataset == TypeId::of::<D>()
+                    && let Some(load) = chain.load.downcast_ref::<Load<D>>()
+                {
+                    links.push(load);
+                }
+                link = chain.parent.as_ref();
+            }
+            !links.is_empty() && keys.any(|key| links.iter().any(|load| load.keys.contains(key)))
+        })
+        .unwrap_or(false)
+}
+
+fn address<S: Source>(cache: &Cache<S>) -> usize {
+    Arc::as_ptr(&cache.shared) as usize
+}
+
+/// The keys of one load, and the leases under which what it answers may be stored.
+pub(super) struct Order<D: Dataset> {
+    pub(super) keys: Vec<D::Key>,
+    pub(super) leases: Vec<Option<Lease>>,
+    /// The wire keys of those that have a lease, in order.
+    pub(super) wire: Keys,
+}
+
+/// Starts a load in a task of its own.
+///
+/// The caller waits with [`Load::lead`], or leaves. Fails if the cache was closed.
+pub(super) fn start<D: Dataset>(
+    cache: &Cache<D::Source>,
+    accessor: &Arc<Accessor<D>>,
+    order: Order<D>,
+) -> Result<Arc<Load<D>>, LoadError<D::Error>> {
+    if cache.is_closed() {
+        return Err(LoadError::Closed { accessor: D::NAME });
+    }
+    let tokens = order
+        .leases
+        .iter()
+        .map(|lease| lease.as_ref().map(|lease| lease.token))
+        .collect();
+    let span = tracing::debug_span!("larder.load", accessor = D::NAME, keys = order.keys.len());
+    let load = Load::new(order.keys, tokens);
+    let before = accessor.flights.register(&load);
+    let parent = LOADING.try_with(Arc::clone).ok();
+    let running = Running {
+        cache: cache.clone(),
+        accessor: Arc::clone(accessor),
+        load: Arc::clone(&load),
+        nested: parent.is_some(),
+        over: false,
+        _unsettled: cache.tally.as_ref().map(|tally| tally.unsettled()),
+    };
+    let chain = Arc::new(Chain {
+        cache: address(cache),
+        dataset: TypeId::of::<D>(),
+        load: Arc::clone(&load) as _,
+        parent,
+    });
+    let task = LOADING.scope(chain, running.run(before, order.leases, order.wire));
+    let tracked = cache.shared.tasks.track_future(task.instrument(span));
+    drop(cache.shared.rt.spawn(tracked));
+    Ok(load)
+}
+
+/// A load under way. Dropped before it is over (by a panic, or with the runtime), it fails its waiters.
+struct Running<D: Dataset> {
+    cache: Cache<D::Source>,
+    accessor: Arc<Accessor<D>>,
+    load: Arc<Load<D>>,
+    /// Whether a loader asked for it, which holds places already.
+    nested: bool,
+    over: bool,
+    _unsettled: Option<Unsettled>,
+}
+
+impl<D: Dataset> Drop for Running<D> {
+    fn drop(&mut self) {
+        if !self.over {
+            self.load
+                .publish(Err(LoadError::Panicked { accessor: D::NAME }));
+            self.load.settle(Vec::new());
+        }
+        self.accessor.flights.remove(&self.load);
+    }
+}
+
+impl<D: Dataset> Running<D> {
+    async fn run(mut self, before: Vec<Arc<Load<D>>>, leases: Vec<Option<Lease>>, wire: Keys) {
+        let (rows, cost) = match self.place(before).await {
+            Ok(_place) => {
+                self.load.advance(Phase::Loading);
+                let started = self.cache.shared.rt.now();
+                let rows = self.ask_source().await;
+                (rows, self.count(started))
+            }
+            Err(error) => (Err(error), Duration::ZERO),
+        };
+        let fills = match &rows {
+            Ok(values) => self.seal(values, leases, &wire, cost),
+            Err(error) => {
+                self.count_failure(error);
+                Fills::release_all(leases)
+            }
+        };
+        let stored = self.store(rows, fills, &wire).await;
+        self.load.settle(stored);
+        self.over = true;
+    }
+
+    /// Waits for a place below the caps, and for the loads of the same keys that must be over first.
+    async fn place(
+        &self,
+        before: Vec<Arc<Load<D>>>,
+    ) -> Result<Option<[OwnedSemaphorePermit; 2]>, LoadError<D::Error>> {
+        let shared = &self.cache.shared;
+        let place = async {
+            for load in before {
+                load.reached(Phase::Loaded).await;
+            }
+            if self.nested {
+                // The loader that asked holds a place: if it waited for another one, as many of them as there are
+                // places would wait for each other.
+                return None;
+            }
+            let own = Arc::clone(&self.accessor.places).acquire_owned().await;
+            let common = Arc::clone(&shared.places).acquire_owned().await;
+            Some([own, common].map(|permit| permit.expect("the semaphores are never closed")))
+        };
+        let limit = shared.load_queue;
+        let place = shared.rt.timeout(limit, place).await;
+        place.ok_or(LoadError::Overloaded {
+            accessor: D::NAME,
+            after: limit,
+        })
+    }
+
+    /// Asks the source, and puts its rows into the order of the keys.
+    async fn ask_source(&self) -> Answer<D> {
+        let keys = self.load.keys.clone();
+        let source = &self.cache.shared.source;
+        let rows = async {
+            let mut connection = source.acquire().await?;
+            D::load(&mut connection, keys).await
+        };
+        let limit = self
+            .cache
+            .shared
+            .rt
+            .timeout(D::LOAD_TIMEOUT, unwinding(rows));
+        match limit.await {
+            Some(Some(Ok(rows))) => Ok(self.in_order(rows)),
+            Some(Some(Err(error))) => Err(LoadError::Loader(Arc::new(error))),
+            Some(None) => Err(LoadError::Panicked { accessor: D::NAME }),
+            None => Err(LoadError::Timeout {
+                accessor: D::NAME,
+                after: D::LOAD_TIMEOUT,
+            }),
+        }
+    }
+
+    fn in_order(&self, rows: Rows<D>) -> Vec<Option<D::Value>> {
+        let keys = &self.load.keys;
+        let counters = &self.accessor.counters;
+        let mut values: Vec<Option<D::Value>> = Vec::new();
+        values.resize_with(keys.len(), || None);
+        let index: HashMap<&D::Key, usize, foldhash::fast::RandomState> = keys
+            .iter()
+            .enumerate()
+            .map(|(index, key)| (key, index))
+            .collect();
+        for (key, value) in rows {
+            match index.get(&key) {
+                Some(&index) => values[index] = Some(value),
+                None => counters.loaded_extra.add(1),
+            }
+        }
+        values
+    }
+
+    fn count(&self, started: Instant) -> Duration {
+        let took = self.cache.shared.rt.now() - started;
+        self.accessor.counters.loads.add(1);
+        self.accessor.counters.load_latency.record(took);
+        took
+    }
+
+    fn count_failure(&self, error: &LoadError<D::Error>) {
+        let counters = &self.accessor.counters;
+        let counter = match error {
+            LoadError::Panicked { .. } => &counters.load_panics,
+            LoadError::Timeout { .. } => &counters.load_timeouts,
+            LoadError::Overloaded { .. } => &counters.load_overloads,
+            _ => &counters.load_errors,
+        };
+        counter.add(1);
+    }
+
+    /// Makes entries of what was loaded, one per lease where there is something to store.
+    fn seal(
+        &self,
+        values: &[Option<D::Value>],
+        leases: Vec<Option<Lease>>,
+        wire: &Keys,
+        cost: Duration,
+    ) -> Fills {
+        let counters = &self.accessor.counters;
+        let found = values.iter().flatten().count() as u64;
+        counters.loaded.add(found);
+        counters.loaded_absent.add(values.len() as u64 - found);
+        if let Some(tally) = &self.cache.tally {
+            tally.count_load(found, cost);
+        }
+        let Ok(marshaller) = &self.accessor.marshaller else {
+            return Fills::release_all(leases);
+        };
+        let mut fills = Fills::default();
+        let mut entries = BytesMut::new();
+        let leased = leases
+            .into_iter()
+            .zip(values)
+            .filter_map(|(lease, value)| Some((lease?, value)));
+        for (position, (lease, value)) in leased.enumerate() {
+            let ttl = match value {
+                Some(_) => D::LIFETIME.ttl(),
+                None => Accessor::<D>::absent_ttl(),
+            };
+            let storable = value.is_some() || ttl.is_some();
+            if storable
+                && self.seal_one(
+                    marshaller,
+                    wire,
+                    position,
+                    &lease,
+                    value,
+                    cost,
+                    &mut entries,
+                )
+            {
+                let fill = Fill::new(lease, entries.split().freeze()).ttl(ttl.map(jittered));
+                fills.fill.push((position, fill));
+            } else {
+                fills.release.push((position, lease));
+            }
+        }
+        fills
+    }
+
+    /// Appends the entry of one value; `false` if it can't be stored.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one entry")]
+    fn seal_one(
+        &self,
+        marshaller: &Marshaller,
+        wire: &Keys,
+        position: usize,
+        lease: &Lease,
+        value: &Option<D::Value>,
+        cost: Duration,
+        entries: &mut BytesMut,
+    ) -> bool {
+        let counters = &self.accessor.counters;
+        // The stored form is the user's code: its panic costs the entry, not the load.
+        let sealed = catch_unwind(AssertUnwindSafe(|| {
+            let stored = match value {
+                Some(value) => Some(D::Form::to_stored(value).map_err(|error| error.to_string())?),
+                None => None,
+            };
+            marshaller
+                .seal(
+                    wire.get(position),
+                    stored.as_ref(),
+                    lease.won_at,
+                    cost,
+                    entries,
+                )
+                .map_err(|error| match error.kind() {
+                    ErrorKind::TooLarge => String::new(),
+                    _ => error.to_string(),
+                })
+        }));
+        match sealed {
+            Ok(Ok(())) => return true,
+            Ok(Err(too_large)) if too_large.is_empty() => {
+                counters.refused_too_large.add(1);
+                if self.accessor.warned.too_large.first() {
+                    tracing::warn!(
+                        accessor = D::NAME,
+                        max_value = D::MAX_VALUE,
+                        "a value larger than MAX_VALUE is served and not stored; every read of it is a load"
+                    );
+                }
+            }
+            Ok(Err(problem)) => self.warn_unencodable(&problem),
+            Err(_) => self.warn_unencodable("the conversion to the stored form panicked"),
+        }
+        entries.clear();
+        false
+    }
+
+    fn warn_unencodable(&self, problem: &str) {
+        self.accessor.counters.refused_codec.add(1);
+        if self.accessor.warned.unencodable.first() {
+            tracing::warn!(
+                accessor = D::NAME,
+                problem,
+                "a value that can't be encoded is served and not stored; every read of it is a load"
+            );
+        }
+    }
+
+    /// Hands the fills over, gives the callers their values, and waits for what the store answers: which of the load's
+    /// keys were stored.
+    async fn store(&self, rows: Answer<D>, fills: Fills, wire: &Keys) -> Vec<bool> {
+        let backend = &self.cache.shared.backend;
+        let options = WriteOptions::trips(self.trips());
+        let Fills { fill, release } = fills;
+        if fill.is_empty() && release.is_empty() {
+            self.load.publish(rows);
+            return Vec::new();
+        }
+        // From here on nobody joins by key: their look-ups might be older than the fill's execution.
+        self.load.advance(Phase::Filling);
+        let (filled, fill): (Vec<usize>, Vec<Fill>) = fill.into_iter().unzip();
+        let (released, release): (Vec<usize>, Vec<Lease>) = release.into_iter().unzip();
+        let fill_keys = wire.select(filled.iter().copied());
+        let release_keys = wire.select(released.iter().copied());
+        let mut filling = pin!(async {
+            if fill.is_empty() {
+                Vec::new()
+            } else {
+                backend.fill_many(&fill_keys, fill, &options).await
+            }
+        });
+        let at_once = poll_once(filling.as_mut()).await;
+        self.load.publish(rows);
+        let outcomes = match at_once {
+            Some(outcomes) => outcomes,
+            None => filling.await,
+        };
+        if !release.is_empty() {
+            // A release that fails leaves a placeholder, which readers take over when it has grown old.
+            backend.release_many(&release_keys, release, &options).await;
+        }
+        self.count_outcomes(&filled, outcomes)
+    }
+
+    fn count_outcomes(&self, filled: &[usize], outcomes: Vec<Result<FillOutcome>>) -> Vec<bool> {
+        let counters = &self.accessor.counters;
+        let mut stored_leases = vec![false; self.load.leased()];
+        for (&position, outcome) in filled.iter().zip(outcomes) {
+            match outcome {
+                Ok(FillOutcome::Stored) => {
+                    counters.fills_stored.add(1);
+                    stored_leases[position] = true;
+                }
+                Ok(FillOutcome::Lost(lost)) => {
+                    counters.lost(lost);
+                    if lost == Lost::Expired && self.accessor.warned.expired.first() {
+                        tracing::warn!(
+                            accessor = D::NAME,
+                            lease = ?D::LEASE,
+                            "a load took longer than its lease, so that its value wasn't stored; raise LEASE"
+                        );
+                    }
+                }
+                Err(error) => {
+                    counters.fills_failed.add(1);
+                    tracing::debug!(accessor = D::NAME, %error, "a fill failed");
+                }
+            }
+        }
+        self.load.by_key(&stored_leases)
+    }
+
+    fn trips(&self) -> Trips {
+        self.accessor.counters.trips(self.cache.tally.as_deref())
+    }
+}
+
+/// What becomes of a load's leases; positions are those of the leased keys.
+#[derive(Default)]
+struct Fills {
+    fill: Vec<(usize, Fill)>,
+    release: Vec<(usize, Lease)>,
+}
+
+impl Fills {
+    fn release_all(leases: Vec<Option<Lease>>) -> Self {
+        Self {
+            fill: Vec::new(),
+            release: leases.into_iter().flatten().enumerate().collect(),
+        }
+    }
+}
+
+/// Up to a tenth less, so that what was filled together doesn't expire together. It only shortens what the store is
+/// told: the reader's own check is exact.
+fn jittered(ttl: Duration) -> Duration {
+    ttl.mul_f64(1.0 - fastrand::f64() / 10.0)
+}
+
+/// The future's output, or `None` if it panics.
+async fn unwinding<F: Future>(future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    std::future::poll_fn(|context| {
+        match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
+            Ok(poll) => poll.map(Some),
+            Err(_) => Poll::Ready(None),
+        }
+    })
+    .await
+}
+
+/// The output of a future that is ready when it is polled for the first time.
+async fn poll_once<F: Future>(mut future: std::pin::Pin<&mut F>) -> Option<F::Output> {
+    std::future::poll_fn(|context| match future.as_mut().poll(context) {
+        Poll::Ready(output) => Poll::Ready(Some(output)),
+        Poll::Pending => Poll::Ready(None),
+    })
+    .await
+}

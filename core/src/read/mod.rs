@@ -1,0 +1,26 @@
+//! Reading: data sets, who asks, and what happens on a miss.
+//!
+//! [`get`] and [`get_many`] ask the store first, open what it has, and load what it hasn't: one exchange, one call of
+//! the loader, one fill. The parts, in the order in which a read meets them: [`Reader`] says whether to go through the
+//! cache, [`Cache`] holds what one service shares, `accessor` what one data set shares, `fetch` is the way of one
+//! call, `flight` makes many callers wait for one load, `load` is that load.
+
+mod accessor;
+mod batch;
+mod cache;
+mod dataset;
+mod error;
+mod fetch;
+mod flight;
+mod flush;
+mod load;
+mod reader;
+mod source;
+
+pub use batch::{Batch, Missing};
+pub use cache::{Cache, CacheBuilder};
+pub use dataset::{BoxError, Dataset, Form, Immutable, Lifetime, Plain, Rows};
+pub use error::{FlushError, LoadError};
+pub use fetch::{get, get_many, prime, refresh, uncached, warm};
+pub use reader::{Direct, Reader, Route};
+pub use source::Source;

@@ -1,0 +1,3 @@
+//! What needs several crates, or real servers: one binary.
+
+mod read;
