@@ -453,6 +453,8 @@ impl Script {
             1 => format!("ms key:0 {len} c k\r\n"),
             _ => format!("set key:0 0 0 {len}\r\n"),
         };
+        // The line before it is for a command that swallows more than is its own.
+        let header = format!("xxxx\r\n{header}");
         [header.as_bytes(), &vec![b'x'; len], b"\r\n"].concat()
     }
 
