@@ -104,15 +104,6 @@ impl Memcached {
         })
     }
 
-    /// A pool of these servers, over sockets; with `require_at_start`, once every one of them answers.
-    pub async fn connect(config: MemcachedConfig, rt: Rt) -> Result<Self> {
-        let memcached = Self::new(config, rt)?;
-        if memcached.config.require_at_start {
-            memcached.ready().await?;
-        }
-        Ok(memcached)
-    }
-
     /// Connects to every server; fails if one doesn't answer, or isn't fit.
     pub async fn ready(&self) -> Result<()> {
         join_all(self.servers.iter().map(|server| server.ping()))
@@ -277,6 +268,13 @@ impl Backend for Memcached {
     ) -> Vec<Result<()>> {
         let outcomes = self.write(keys, Job::Set(&sets), &options.trips);
         outcomes.await.into_iter().map(batch::stored).collect()
+    }
+
+    async fn start(&self) -> Result<()> {
+        match self.config.require_at_start {
+            true => self.ready().await,
+            false => Ok(()),
+        }
     }
 
     async fn check(&self) -> Vec<ServerCheck> {

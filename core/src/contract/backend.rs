@@ -60,6 +60,11 @@ pub trait Backend: Debug + Display + Send + Sync + 'static {
         options: &WriteOptions,
     ) -> Vec<Result<()>>;
 
+    /// Connects, if the configuration demands that the servers answer before the first use; otherwise does nothing.
+    ///
+    /// [`CacheBuilder::build`](crate::CacheBuilder::build) calls it.
+    async fn start(&self) -> Result<()>;
+
     /// Asks every server for its state, now.
     async fn check(&self) -> Vec<ServerCheck>;
 
