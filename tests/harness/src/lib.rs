@@ -1,4 +1,5 @@
 //! Real and fake servers for larder's own tests and benchmarks.
 
 pub mod fake;
+pub mod proxy;
 pub mod server;

@@ -69,6 +69,7 @@ use larder_backends::memcached::{Address, Io, Transport};
 use larder_core::Rt;
 use tokio::sync::watch;
 
+pub(crate) use self::command::Framer;
 use self::machine::Machine;
 pub use self::network::Network;
 use self::pipe::{Connection, Link, Wires};
