@@ -528,14 +528,16 @@ impl Server {
         };
         let through = match origin.map(|origin| self.connection_of(origin)) {
             Some(Some(connection)) => Through::Only(connection),
-            // A placeholder can be removed through any connection: at worst it removes what has the same number now.
-            Some(None) if matches!(job, Job::Release(_)) => Through::Lane(lane),
+            // Its number may be somebody else's by now. Nothing is sent, and a placeholder that stands ends by itself.
             Some(None) => {
                 let error = Error::new(
                     ErrorKind::Unavailable,
                     format!("memcached {}: the lease's connection is gone", self.name),
                 );
-                let gone = || Outcome::ConnectionGone(error.clone());
+                let gone = || match job {
+                    Job::Release(_) => Outcome::Written(Written::NotFound),
+                    _ => Outcome::ConnectionGone(error.clone()),
+                };
                 return std::iter::repeat_with(gone).take(count).collect();
             }
             None => Through::Lane(lane),

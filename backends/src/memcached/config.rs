@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use larder_core::config::{bytes, duration};
 use larder_core::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
@@ -55,6 +56,7 @@ pub struct MemcachedConfig {
     /// [`Memcached::connect`](super::Memcached::connect) fails unless every server answers.
     pub require_at_start: bool,
     /// The longest item to send, with key and header; the server's own limit (`-I`) holds in any case.
+    #[serde(with = "bytes")]
     pub max_item: usize,
 }
 
@@ -143,27 +145,6 @@ impl MemcachedConfig {
 
 fn refused(message: String) -> Error {
     Error::new(ErrorKind::Config, format!("memcached config: {message}"))
-}
-
-/// Durations as people write them: `250ms`.
-mod duration {
-    use std::time::Duration;
-
-    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
-
-    pub(super) fn serialize<S: Serializer>(value: &Duration, to: S) -> Result<S::Ok, S::Error> {
-        to.collect_str(&humantime::format_duration(*value))
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
-        let text = String::deserialize(from)?;
-        humantime::parse_duration(&text).map_err(|error| {
-            D::Error::custom(format_args!(
-                "`{}` is no duration ({error}); write it like `250ms`",
-                text.escape_debug()
-            ))
-        })
-    }
 }
 
 #[cfg(test)]

@@ -17,6 +17,8 @@ use crate::work::Work;
 pub enum Case {
     /// Fetch so many keys, all there.
     Bulk(usize),
+    /// Read so many structs through an accessor, all there.
+    Accessor(usize),
     /// Get single keys from so many tasks.
     Singles(usize),
     /// Store so many absent keys.
@@ -29,10 +31,11 @@ pub enum Case {
 
 impl Case {
     /// All cases, in the order in which they run.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Bulk(100),
         Self::Bulk(1_000),
         Self::Bulk(5_000),
+        Self::Accessor(1_000),
         Self::Singles(1),
         Self::Singles(8),
         Self::Singles(64),
@@ -46,6 +49,7 @@ impl Case {
     pub fn name(self) -> String {
         match self {
             Self::Bulk(keys) => format!("bulk-{keys}"),
+            Self::Accessor(keys) => format!("accessor-{keys}"),
             Self::Singles(tasks) => format!("singles-{tasks}"),
             Self::Fill(keys) => format!("fill-{keys}"),
             Self::Delete(keys) => format!("delete-{keys}"),
@@ -57,6 +61,11 @@ impl Case {
     pub fn title(self, value: usize) -> String {
         match self {
             Self::Bulk(keys) => format!("Fetch {keys} keys in bulk, all hits, {value}-byte values"),
+            Self::Accessor(keys) => {
+                format!(
+                    "Read {keys} structs through an accessor, all hits, about {value} bytes each"
+                )
+            }
             Self::Singles(1) => format!("Get single keys, 1 task, {value}-byte values"),
             Self::Singles(tasks) => {
                 format!("Get single keys, {tasks} tasks at once, {value}-byte values")
@@ -73,13 +82,13 @@ impl Case {
     pub fn keys(self) -> usize {
         match self {
             Self::Singles(_) | Self::Neighbour(_) => 1,
-            Self::Bulk(keys) | Self::Fill(keys) | Self::Delete(keys) => keys,
+            Self::Bulk(keys) | Self::Accessor(keys) | Self::Fill(keys) | Self::Delete(keys) => keys,
         }
     }
 
     /// Whether its calls follow one another, each with a batch of keys.
     pub fn is_batch(self) -> bool {
-        matches!(self, Self::Bulk(_) | Self::Fill(_) | Self::Delete(_))
+        !matches!(self, Self::Singles(_) | Self::Neighbour(_))
     }
 
     /// Measures all subjects that can do it, on a server of its own.
@@ -93,10 +102,17 @@ impl Case {
         let server = block_in_place(|| MemcachedServer::start(Listen::Tcp, options));
         let stage = Stage {
             server: server.address(),
-            work: Arc::new(Work::new(self.batch(), value)),
+            work: Arc::new(self.work(value)),
         };
-        stage.furnish().await?;
+        if !matches!(self, Self::Accessor(_)) {
+            stage.furnish().await?;
+        }
         let stage = &stage;
+        // A p99 needs more calls than a median.
+        let longer = Pace {
+            slice: pace.slice * 4,
+            ..pace
+        };
         Ok(match self {
             Self::Bulk(_) => {
                 let entrants = enter(subjects, |subject| {
@@ -104,6 +120,12 @@ impl Case {
                         let job = subject.fetch(stage).await.transpose()?;
                         Some(checked_fetch(job, stage).await)
                     })
+                });
+                measure::jobs(entrants.await, stage, Before::Nothing, pace).await?
+            }
+            Self::Accessor(_) => {
+                let entrants = enter(subjects, |subject| {
+                    Box::pin(async move { subject.read(stage).await.transpose() })
                 });
                 measure::jobs(entrants.await, stage, Before::Nothing, pace).await?
             }
@@ -132,23 +154,24 @@ impl Case {
                         Some(checked_callers(callers).await)
                     })
                 });
-                measure::callers(entrants.await, pace).await
+                measure::callers(entrants.await, longer).await
             }
             Self::Neighbour(_) => {
                 let entrants = enter(subjects, |subject| {
                     Box::pin(async move { subject.neighbours(stage).await.transpose() })
                 });
-                measure::neighbours(entrants.await, stage, pace).await
+                measure::neighbours(entrants.await, stage, longer).await
             }
         })
     }
 
-    /// Keys in a batch.
-    fn batch(self) -> usize {
+    fn work(self, value: usize) -> Work {
         match self {
-            Self::Singles(_) => 1_000,
-            Self::Neighbour(keys) => keys,
-            _ => self.keys(),
+            Self::Singles(_) => Work::new(1_000, value),
+            Self::Neighbour(keys) => Work::new(keys, value),
+            // Every subject has entries of its own, and a server's default memory is 64 MiB.
+            Self::Accessor(keys) => Work::new(keys, value).first(5),
+            Self::Bulk(keys) | Self::Fill(keys) | Self::Delete(keys) => Work::new(keys, value),
         }
     }
 

@@ -125,7 +125,7 @@ fn measure(case: Case) -> Measure {
             better: "less is better",
             of: |figures| figures.p99,
         },
-        Case::Bulk(_) | Case::Fill(_) | Case::Delete(_) => Measure {
+        Case::Bulk(_) | Case::Accessor(_) | Case::Fill(_) | Case::Delete(_) => Measure {
             unit: "microseconds per call",
             better: "less is better",
             of: |figures| figures.p50,

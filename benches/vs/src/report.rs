@@ -56,7 +56,7 @@ pub fn text(outcome: &Outcome) -> String {
     let table = match case {
         Case::Singles(_) => singles(outcome),
         Case::Neighbour(_) => neighbours(outcome),
-        Case::Bulk(_) | Case::Fill(_) | Case::Delete(_) => batches(outcome),
+        Case::Bulk(_) | Case::Accessor(_) | Case::Fill(_) | Case::Delete(_) => batches(outcome),
     };
     text.push_str(&table.to_string());
     for row in rows {

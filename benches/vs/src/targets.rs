@@ -78,6 +78,20 @@ pub fn all(outcomes: &[Outcome]) -> Vec<Target> {
         AtMost(0.25),
     );
 
+    let accessor = Case::Accessor(1_000);
+    add(
+        "time, meta / (raw limit + bare decode)",
+        accessor,
+        |outcome| time(outcome, names::ACCESSOR_META, names::RAW_DECODE_META),
+        AtMost(1.25),
+    );
+    add(
+        "time, get / (raw limit + bare decode)",
+        accessor,
+        |outcome| time(outcome, names::ACCESSOR_GET, names::RAW_DECODE_GET),
+        AtMost(1.25),
+    );
+
     for (tasks, one, two) in [(64, 2.5, 3.0), (512, 5.0, 6.0)] {
         let singles = Case::Singles(tasks);
         add(

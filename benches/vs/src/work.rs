@@ -6,7 +6,7 @@
 use bytes::Bytes;
 
 /// Items on a server, whatever the size of the batches.
-const POPULATION: usize = 20_000;
+const POPULATION: u64 = 20_000;
 
 /// Length of a key in bytes.
 pub const KEY: usize = 32;
@@ -23,6 +23,8 @@ pub struct Work {
 pub struct Batch {
     /// Where this batch stands in its [`Work`].
     pub number: usize,
+    /// What the keys are made of.
+    pub ids: Vec<u64>,
     /// The keys, 32 bytes each.
     pub keys: Vec<String>,
     /// What belongs to the keys.
@@ -33,25 +35,32 @@ impl Work {
     /// The population with values of this many bytes, in batches of this many keys.
     pub fn new(batch: usize, value: usize) -> Self {
         let mut random = fastrand::Rng::with_seed(0x1a7d_e711);
-        let mut numbers: Vec<usize> = (0..POPULATION).collect();
-        random.shuffle(&mut numbers);
-        let batches = numbers
+        let mut ids: Vec<u64> = (0..POPULATION).collect();
+        random.shuffle(&mut ids);
+        let batches = ids
             .chunks_exact(batch)
             .enumerate()
-            .map(|(number, items)| {
-                let keys: Vec<_> = items.iter().map(|item| key(*item)).collect();
+            .map(|(number, ids)| {
+                let keys: Vec<_> = ids.iter().map(|id| key(*id)).collect();
                 let values = keys
                     .iter()
                     .map(|key| value_of(key, value, &mut random))
                     .collect();
                 Batch {
                     number,
+                    ids: ids.to_vec(),
                     keys,
                     values,
                 }
             })
             .collect();
         Self { batches }
+    }
+
+    /// Only so many of its batches.
+    pub fn first(mut self, batches: usize) -> Self {
+        self.batches.truncate(batches);
+        self
     }
 
     /// The batch for this turn; turns go round.
@@ -72,8 +81,8 @@ impl Batch {
     }
 }
 
-fn key(item: usize) -> String {
-    format!("bench/message:{item:0width$}", width = KEY - 14)
+fn key(id: u64) -> String {
+    format!("bench/message:{id:0width$}", width = KEY - 14)
 }
 
 /// A value that begins with its key, so that no other key's value can pass for it; the rest doesn't compress.
@@ -93,7 +102,7 @@ mod tests {
         let work = Work::new(1_000, 100);
         let keys: std::collections::HashSet<_> =
             work.batches.iter().flat_map(|batch| &batch.keys).collect();
-        assert_eq!(keys.len(), POPULATION);
+        assert_eq!(keys.len() as u64, POPULATION);
         for (key, value) in work.batches.iter().flat_map(Batch::pairs) {
             assert_eq!((key.len(), value.len()), (KEY, 100));
             assert!(value.starts_with(key.as_bytes()));

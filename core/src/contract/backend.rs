@@ -27,7 +27,8 @@ pub trait Backend: Debug + Display + Send + Sync + 'static {
     /// Stores each value if its lease still stands; `fills` and `keys` have the same length.
     ///
     /// An empty value is refused with [`ErrorKind::Config`](super::ErrorKind::Config): on the wire it means a
-    /// placeholder. A value the server wouldn't take is refused before it is sent.
+    /// placeholder, and one that the server wouldn't take with [`ErrorKind::TooLarge`](super::ErrorKind::TooLarge),
+    /// before it is sent. A refused fill gives its lease back: its placeholder would keep all others waiting.
     ///
     /// The first poll hands the fills to the connection, so that a later look-up of the same handle comes behind them.
     async fn fill_many(

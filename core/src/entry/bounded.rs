@@ -30,7 +30,7 @@ pub(super) const ROOM: usize = 16 << 20;
 const LEAST: usize = 16;
 
 /// The largest size hint handed on.
-const HINT: usize = 4096;
+const HINT: usize = 1024;
 
 /// What is left of the room for elements, for one value.
 #[derive(Debug)]

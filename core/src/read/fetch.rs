@@ -12,14 +12,16 @@ use super::accessor::{Accessor, Opened};
 use super::flight::Ticket;
 use super::load::{self, Order};
 use super::{Batch, Cache, Dataset, Form, Immutable, Lifetime, LoadError, Reader, Route, Source};
+use crate::Instant;
 use crate::contract::{Error, GetOptions, Keys, Lease, Lookup, Result, Set, Token, WriteOptions};
 
 /// Keys that are leased, loaded and filled together. On a full small server the placeholders of more would evict each
 /// other before they are filled.
 const WINDOW: usize = 2_000;
 
-/// Values decoded before other tasks get a turn: about a fifth of a millisecond.
-const DECODE_TURN: usize = 64;
+/// How long a call opens entries before other tasks get a turn, and after how many it looks at the clock.
+const TURN: Duration = Duration::from_micros(500);
+const TURN_CHECK: usize = 32;
 
 /// How long a loser of a lease waits before it looks again, and how often.
 const POLLS: [Duration; 5] = [
@@ -347,6 +349,8 @@ struct Fetch<'f, D: Dataset, A> {
     busy: Positions,
     /// Indices of wire keys.
     later: Positions,
+    /// Since when it opens entries without a break.
+    turn: Instant,
     hits: u64,
     absent: u64,
     misses: u64,
@@ -371,6 +375,7 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
             followed: Vec::new(),
             busy: Positions::new(),
             later: Positions::new(),
+            turn: cache.shared.rt.now(),
             hits: 0,
             absent: 0,
             misses: 0,
@@ -379,7 +384,7 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
     }
 
     async fn run(mut self, way: Way) -> Result<(), LoadError<D::Error>> {
-        let started = self.cache.shared.rt.now();
+        let started = self.turn;
         let outcome = self.answer_all(way).await;
         self.count(self.cache.shared.rt.now() - started);
         outcome
@@ -488,6 +493,7 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
             return;
         }
         let lookups = self.ask(&self.wire, WINDOW).await;
+        self.begin_turn(lookups.len());
         for (index, lookup) in lookups.into_iter().enumerate() {
             self.take_turns(index).await;
             if index >= WINDOW && matches!(lookup, Ok(Lookup::Miss { .. })) {
@@ -502,15 +508,27 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
     async fn look_up(&mut self, indices: Positions) {
         let wire = self.wire.select(indices.iter().copied());
         let lookups = self.ask(&wire, wire.len()).await;
-        for (turn, (&index, lookup)) in indices.iter().zip(lookups).enumerate() {
-            self.take_turns(turn).await;
+        self.begin_turn(lookups.len());
+        for (opened, (&index, lookup)) in indices.iter().zip(lookups).enumerate() {
+            self.take_turns(opened).await;
             self.sort(index, lookup);
         }
     }
 
-    async fn take_turns(&self, decoded: usize) {
-        if decoded % DECODE_TURN == DECODE_TURN - 1 {
-            self.cache.shared.rt.yield_now().await;
+    fn begin_turn(&mut self, lookups: usize) {
+        if lookups >= TURN_CHECK {
+            self.turn = self.cache.shared.rt.now();
+        }
+    }
+
+    /// Opening thousands of entries would keep other tasks from running.
+    async fn take_turns(&mut self, opened: usize) {
+        if opened % TURN_CHECK == TURN_CHECK - 1 {
+            let rt = self.cache.shared.rt;
+            if rt.now().duration_since(self.turn) > TURN {
+                rt.yield_now().await;
+                self.turn = rt.now();
+            }
         }
     }
 

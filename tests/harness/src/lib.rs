@@ -2,4 +2,5 @@
 
 pub mod fake;
 pub mod proxy;
+pub mod raw;
 pub mod server;

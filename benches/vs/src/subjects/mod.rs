@@ -1,8 +1,11 @@
 //! What is measured: each client, and the bare socket, behind one trait.
 
+mod accessor;
 mod async_memcached;
 mod classic;
 mod exp;
+mod larder;
+mod limit;
 mod plain;
 
 use std::sync::Arc;
@@ -34,6 +37,11 @@ pub trait Subject: Send + Sync {
         Ok(None)
     }
 
+    /// Reads batches of structs; it has checked that it gets the right ones.
+    async fn read(&self, _stage: &Stage) -> Result<Option<Box<dyn Job>>> {
+        Ok(None)
+    }
+
     /// Stores batches of absent keys.
     async fn fill(&self, _stage: &Stage) -> Result<Option<Box<dyn Job>>> {
         Ok(None)
@@ -58,7 +66,10 @@ pub trait Subject: Send + Sync {
 /// All subjects, in the order of the tables.
 pub fn all() -> Vec<Box<dyn Subject>> {
     let mut subjects: Vec<Box<dyn Subject>> = Vec::new();
+    subjects.extend(limit::subjects());
     subjects.extend(plain::subjects());
+    subjects.extend(larder::subjects());
+    subjects.extend(accessor::subjects());
     subjects.extend(exp::subjects());
     subjects.extend(classic::subjects());
     subjects.extend(async_memcached::subjects());
@@ -73,6 +84,10 @@ pub mod names {
     pub const LARDER_META: &str = "larder, meta";
     pub const LARDER_GET: &str = "larder, get";
     pub const LARDER_TWO: &str = "larder, meta, 2 connections";
+    pub const RAW_DECODE_META: &str = "raw socket + decode, meta";
+    pub const RAW_DECODE_GET: &str = "raw socket + decode, get";
+    pub const ACCESSOR_META: &str = "larder accessor, meta";
+    pub const ACCESSOR_GET: &str = "larder accessor, get";
     pub const EXP: &str = "memcache exp, run_many";
     pub const EXP_POOL: &str = "memcache exp, default pool";
     pub const EXP_POOL_WIDE: &str = "memcache exp, one idle per task";

@@ -1,0 +1,7 @@
+//! The chat from outside: requests in, answers out, on a database and a store of its own for each test.
+
+mod filling;
+mod messages;
+mod page;
+mod support;
+mod users;
