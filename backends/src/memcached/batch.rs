@@ -101,8 +101,14 @@ struct Chunk {
     room: Option<usize>,
 }
 
+/// What an exchange was answered.
+type Answers<T> = std::result::Result<Vec<T>, Failure>;
+
+/// What a look-up was answered.
+type Looked = Answers<Result<Lookup>>;
+
 /// The exchanges of a part with what they were answered, in order.
-type Answered<T> = SmallVec<[(Range<usize>, std::result::Result<Vec<T>, Failure>); 1]>;
+type Answered<T> = SmallVec<[(Range<usize>, Answers<T>); 1]>;
 
 impl Server {
     /// Submits chunk after chunk, waiting for room in between, and waits for the answers.
@@ -166,14 +172,20 @@ impl Server {
         for (range, answered) in submitted.into_iter().rev() {
             let answer = match answered {
                 Err(failure) => Err(failure),
-                Ok(receiver) => receiver
-                    .await
-                    .unwrap_or_else(|_| Err(Failure::Gone(self.last_error()))),
+                Ok(receiver) => self.answer(receiver).await,
             };
             answers.push((range, answer));
         }
         answers.reverse();
         answers
+    }
+
+    /// Waits for the answer of an exchange, which always comes: the connection minds the deadline.
+    async fn answer<T>(&self, answered: oneshot::Receiver<Answers<T>>) -> Answers<T> {
+        match answered.await {
+            Ok(answer) => answer,
+            Err(_) => Err(Failure::Gone(self.last_error())),
+        }
     }
 
     /// Waits for room for so many bytes, until the deadline.
@@ -255,15 +267,41 @@ impl Server {
             terms,
             leased,
         };
-        let count = part.len();
-        if count <= SMALL {
-            let lane = self.lane_of(part.key(0));
-            return self.look_meta(&look, lane, options).await;
+        if part.len() > SMALL {
+            // Boxed, since a small call should not pay for the size of a large one's future.
+            return match self.config.bulk {
+                BulkForm::Meta => Box::pin(self.look_meta(&look, Lane::Bulk, options)).await,
+                BulkForm::Get => Box::pin(self.look_classic(&look, options)).await,
+            };
         }
-        match self.config.bulk {
-            BulkForm::Meta => self.look_meta(&look, Lane::Bulk, options).await,
-            BulkForm::Get => self.look_classic(&look, options).await,
+        let lane = self.lane_of(part.key(0));
+        match self.look_at_once(&look, lane, options) {
+            Some((limit, answered)) => {
+                let answer = self.answer(answered).await;
+                self.looked_once(answer, limit, part.len())
+            }
+            None => Box::pin(self.look_meta(&look, lane, options)).await,
         }
+    }
+
+    /// Submits a small look-up, if there is a connection to take it.
+    fn look_at_once(
+        &self,
+        look: &Look<'_>,
+        lane: Lane,
+        options: &GetOptions,
+    ) -> Option<(Limit, oneshot::Receiver<Looked>)> {
+        let connection = self.live(lane)?;
+        let count = look.part.len();
+        let limit = self.look_limit(count, options);
+        let (answer, answered) = oneshot::channel();
+        connection
+            .submit(limit, None, |output, opaque| {
+                look.append(output, Some(opaque), 0..count, answer)
+            })
+            .ok()?;
+        self.count_trip(count, &options.trips);
+        Some((limit, answered))
     }
 
     async fn look_meta(
@@ -350,6 +388,17 @@ impl Server {
         }
     }
 
+    /// The answers of the one exchange of a part.
+    fn looked_once(&self, answer: Looked, limit: Limit, count: usize) -> Vec<Result<Lookup>> {
+        match answer {
+            Ok(answers) => answers,
+            Err(failure) => {
+                let error = self.failure(failure, "look-up", limit);
+                (0..count).map(|_| Err(error.clone())).collect()
+            }
+        }
+    }
+
     /// One answer a key.
     fn looked(
         &self,
@@ -387,23 +436,24 @@ impl Look<'_> {
     ) -> Expects {
         let count = range.len();
         let lease = self.terms.map(|terms| terms.seconds);
+        let asked = self.leased.clamp(range.start, range.end);
         let asking = LookFlags::new(lease, self.terms.is_some(), opaque);
-        let looking = LookFlags::new(None, self.terms.is_some(), opaque);
         // Keys of a batch are about as long as each other.
         let key_length = self.part.key(range.start).len() + 4;
         output.reserve(count * asking.command_len(key_length) + NOOP.len());
-        let asked = self.leased.clamp(range.start, range.end) - range.start;
-        let mut leased = match asked {
-            0 => Texts::default(),
-            _ => Texts::with_capacity(asked, key_length),
-        };
-        for index in range {
-            let key = self.part.key(index);
-            if index < self.leased {
+        let mut leased = Texts::default();
+        if asked > range.start {
+            leased = Texts::with_capacity(asked - range.start, key_length);
+            for index in range.start..asked {
+                let key = self.part.key(index);
                 protocol::look(output, key, &asking);
                 leased.push(key);
-            } else {
-                protocol::look(output, key, &looking);
+            }
+        }
+        if asked < range.end {
+            let looking = LookFlags::new(None, self.terms.is_some(), opaque);
+            for index in asked..range.end {
+                protocol::look(output, self.part.key(index), &looking);
             }
         }
         if opaque.is_none() {

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use larder_core::{Error, ErrorKind, Instant, Lease, Lookup, Result, Token};
+use smallvec::SmallVec;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::protocol::{Flags, Reply, Violation};
@@ -276,19 +277,19 @@ impl Looks {
     }
 }
 
-/// Keys in one piece of memory.
+/// Keys in one piece of memory; one key of usual length takes none.
 #[derive(Debug, Default)]
 pub(super) struct Texts {
-    text: Vec<u8>,
-    ends: Vec<u32>,
+    text: SmallVec<[u8; 48]>,
+    ends: SmallVec<[u32; 2]>,
 }
 
 impl Texts {
     /// Room for this many keys, none of which is larger than this.
     pub(super) fn with_capacity(count: usize, length: usize) -> Self {
         Self {
-            text: Vec::with_capacity(count * length),
-            ends: Vec::with_capacity(count),
+            text: SmallVec::with_capacity(count * length),
+            ends: SmallVec::with_capacity(count),
         }
     }
 

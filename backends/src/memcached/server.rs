@@ -142,12 +142,18 @@ impl Server {
 
     /// An open connection, dialled if need be; fails at once while the server is down.
     pub(super) async fn connected(&self, lane: Lane) -> Result<Arc<Connection>> {
-        if self.health.is_down.load(Ordering::Relaxed) {
-            return Err(self.down_error());
-        }
-        match self.slot(lane).live() {
+        match self.live(lane) {
             Some(connection) => Ok(connection),
+            None if self.health.is_down.load(Ordering::Relaxed) => Err(self.down_error()),
             None => self.dialed(lane).await,
+        }
+    }
+
+    /// The connection that is open, unless the server is down.
+    pub(super) fn live(&self, lane: Lane) -> Option<Arc<Connection>> {
+        match self.health.is_down.load(Ordering::Relaxed) {
+            true => None,
+            false => self.slot(lane).live(),
         }
     }
 
