@@ -7,6 +7,7 @@ use larder_backends::memcached::BulkForm;
 use larder_backends::{Memcached, MemcachedConfig, Memory, MemoryConfig};
 use larder_core::conformance::{Abilities, Peeked, Subject};
 use larder_core::{Backend, Rt};
+use larder_harness::fake::{Fake, Network};
 use larder_harness::raw::Raw;
 use larder_harness::server::{Listen, MemcachedServer};
 
@@ -36,6 +37,9 @@ larder_core::conformance! {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     memcached_get_lines => MemcachedSubject::start(Listen::Unix, 1, BulkForm::Get),
         except [dead_server_fails_only_its_keys];
+
+    #[tokio::test(start_paused = true)]
+    memcached_fakes => FakeSubject::start(3);
 }
 
 /// The memory store, under tokio's paused clock.
@@ -140,5 +144,68 @@ impl Subject for MemcachedSubject {
 
     async fn resume(&self, server: usize) {
         self.server(server).resume();
+    }
+}
+
+/// The memcached client over fake servers, under tokio's paused clock.
+struct FakeSubject(Vec<Fake>);
+
+impl FakeSubject {
+    fn start(servers: usize) -> Self {
+        Self((0..servers).map(|_| Fake::new()).collect())
+    }
+}
+
+#[async_trait::async_trait]
+impl Subject for FakeSubject {
+    fn can(&self) -> Abilities {
+        Abilities::one_server()
+            .servers(self.0.len())
+            .peeks()
+            .kills()
+            .stops()
+            .skips_time()
+    }
+
+    async fn backend(&self) -> Arc<dyn Backend> {
+        let names: Vec<_> = (0..self.0.len()).map(|n| format!("cache-{n}")).collect();
+        let network = Network::new();
+        for (name, fake) in names.iter().zip(&self.0) {
+            network.set(name, Some(fake));
+        }
+        let config = MemcachedConfig::new(names);
+        let (rt, transport) = (self.0[0].rt(), network.transport());
+        let memcached = Memcached::with_transport(config, rt, transport);
+        Arc::new(memcached.expect("the configuration can work"))
+    }
+
+    async fn advance(&self, duration: Duration) {
+        tokio::time::advance(duration).await;
+    }
+
+    async fn peek(&self, key: &str) -> Option<Peeked> {
+        let mut found = self.0.iter().filter_map(|fake| {
+            let value = fake.peek(key)?;
+            Some(Peeked::new(value, fake.ttl(key)))
+        });
+        let first = found.next();
+        assert_eq!(found.next(), None, "two servers have {key}");
+        first
+    }
+
+    async fn kill(&self, server: usize) {
+        self.0[server].kill();
+    }
+
+    async fn restart(&self, server: usize) {
+        self.0[server].restart();
+    }
+
+    async fn stop(&self, server: usize) {
+        self.0[server].stop();
+    }
+
+    async fn resume(&self, server: usize) {
+        self.0[server].resume();
     }
 }

@@ -143,7 +143,7 @@ pub(super) struct Flags {
 
 /// Cuts one connection's bytes into frames.
 #[derive(Debug, Default)]
-pub(super) struct Framer {
+pub(crate) struct Framer {
     buffer: BytesMut,
     /// A line whose data block is still on its way.
     pending: Option<(Bytes, Command, usize)>,
@@ -151,7 +151,7 @@ pub(super) struct Framer {
 }
 
 impl Framer {
-    pub(super) fn push(&mut self, bytes: &[u8]) {
+    pub(crate) fn push(&mut self, bytes: &[u8]) {
         if !self.hung_up {
             self.buffer.extend_from_slice(bytes);
         }
@@ -176,12 +176,17 @@ impl Framer {
             return None;
         }
         let data = (data_len > 0).then(|| self.buffer.split_to(data_len).freeze());
-        self.hung_up = matches!(command, Command::Hangup | Command::Unmodelled);
+        self.hung_up = matches!(command, Command::Hangup);
         Some(Frame {
             line,
             command,
             data,
         })
+    }
+
+    /// The next whole command's line.
+    pub(crate) fn next_line_sent(&mut self) -> Option<Bytes> {
+        self.next().map(|frame| frame.line)
     }
 
     /// A line without its end; `Some(None)` is one too long to be anything.

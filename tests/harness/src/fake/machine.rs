@@ -1,6 +1,6 @@
 //! The server without its sockets: frames in, replies out, byte for byte those of memcached 1.6.18.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
@@ -174,6 +174,13 @@ impl Machine {
     /// The value, whatever its CAS number and flags, without touching the item.
     pub(super) fn peek(&mut self, key: &[u8]) -> Option<Bytes> {
         self.store.get(key).map(|item| item.value.clone())
+    }
+
+    /// How long an item that doesn't stay for good has to live.
+    pub(super) fn ttl(&mut self, key: &[u8]) -> Option<Duration> {
+        let now = self.store.now();
+        let expires = self.store.get(key)?.expires;
+        (expires != 0).then(|| Duration::from_secs(u64::from(expires.saturating_sub(now))))
     }
 
     pub(super) fn execute(&mut self, frame: &Frame, connections: usize) -> Reply {

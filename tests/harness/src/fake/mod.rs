@@ -69,6 +69,7 @@ use larder_backends::memcached::{Address, Io, Transport};
 use larder_core::Rt;
 use tokio::sync::watch;
 
+pub(crate) use self::command::Framer;
 use self::machine::Machine;
 pub use self::network::Network;
 use self::pipe::{Connection, Link, Wires};
@@ -343,11 +344,20 @@ impl Fake {
         });
     }
 
-    /// Kills the server and starts it again, empty: connections end, what isn't executed is gone, CAS numbers count
-    /// from 1. What was replied before can still be read.
+    /// Kills the server: connections end, what isn't executed is gone, dials are refused. What was replied before can
+    /// still be read.
+    pub fn kill(&self) {
+        self.change(|state| {
+            state.dials = Dials::Refused;
+            state.close_all();
+        });
+    }
+
+    /// [Kills](Self::kill) the server and starts it again, empty; CAS numbers count from 1, dials are accepted.
     pub fn restart(&self) {
         self.change(|state| {
             let wall = state.wall();
+            state.dials = Dials::Accepted;
             state.machine.restart(wall);
             state.close_all();
         });
@@ -358,6 +368,7 @@ impl Fake {
     /// A proxy that redials for its clients, and some servers with persistence, look like this.
     pub fn restart_warm(&self) {
         self.change(|state| {
+            state.dials = Dials::Accepted;
             state.machine.restart_warm();
             state.close_all();
         });
@@ -399,6 +410,15 @@ impl Fake {
             let wall = state.wall();
             state.machine.set_time(wall);
             state.machine.peek(key.as_bytes())
+        })
+    }
+
+    /// How long the item of this key has to live; `None` if it isn't there, or stays for good.
+    pub fn ttl(&self, key: &str) -> Option<Duration> {
+        self.look(|state| {
+            let wall = state.wall();
+            state.machine.set_time(wall);
+            state.machine.ttl(key.as_bytes())
         })
     }
 

@@ -421,7 +421,7 @@ impl Pipe {
     /// If the connection was cut.
     pub async fn hear(&mut self) -> io::Result<String> {
         let mut bytes = Vec::new();
-        self.read_buf(&mut bytes).await?;
+        while self.read_buf(&mut bytes).await? > 0 && self.has_replies() {}
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
@@ -433,6 +433,14 @@ impl Pipe {
     pub async fn ask(&mut self, text: &str) -> io::Result<String> {
         self.say(text).await?;
         self.hear().await
+    }
+
+    fn has_replies(&self) -> bool {
+        let Client { fake, id } = &*self.client;
+        fake.look(|state| {
+            let connection = state.wires.connections.get(id);
+            connection.is_some_and(|connection| !connection.replies.is_empty())
+        })
     }
 
     fn finish(&self) {
