@@ -1,6 +1,6 @@
 //! What entries cost beside what they are made of, as ratios of one run.
 //!
-//! The subjects of a line take turns, each a thousand messages, for so many rounds; a line compares the medians. On a
+//! The two subjects of a line take turns, a thousand messages each; its ratio is the median of the rounds' ratios. On a
 //! shared machine times move by half from run to run, and these ratios by a few hundredths.
 //!
 //! `cargo bench --bench ratios_entries`
@@ -23,7 +23,10 @@ use zstd::dict::{DecoderDictionary, EncoderDictionary};
 
 use corpus::Message;
 
-const ROUNDS: usize = 61;
+const ROUNDS: usize = 101;
+
+/// Rounds before these.
+const WARMING: usize = 3;
 
 /// Messages a round.
 const BATCH: usize = 1_000;
@@ -145,30 +148,20 @@ impl Batch {
             .map(|entry| Raw(&entry[18..]))
             .collect::<Vec<_>>();
         let mut out = BytesMut::with_capacity(1 << 21);
-        let [check, write] = race([
-            &mut || {
-                for (key, entry) in self.keys.iter().zip(&entries) {
-                    black_box(marshaller.check(key, black_box(entry))).expect("what was sealed");
-                }
-            },
-            &mut || {
+        alone("envelope of a compressed message, checked", "80 ns", || {
+            for (key, entry) in self.keys.iter().zip(&entries) {
+                black_box(marshaller.check(key, black_box(entry))).expect("what was sealed");
+            }
+        });
+        alone(
+            "envelope of a compressed message, written with it",
+            "80 ns",
+            || {
                 out.clear();
                 for (key, frame) in self.keys.iter().zip(&frames) {
                     seal(&uncompressed, key, frame, &mut out);
                 }
             },
-        ]);
-        report(
-            "envelope of a compressed message, checked",
-            check,
-            None,
-            "80 ns",
-        );
-        report(
-            "envelope of a compressed message, written with it",
-            write,
-            None,
-            "80 ns",
         );
     }
 
@@ -176,22 +169,23 @@ impl Batch {
         let payloads = self.payloads.iter().map(|p| Raw(p)).collect::<Vec<_>>();
         let mut packed = Vec::with_capacity(1 << 20);
         let mut out = BytesMut::with_capacity(1 << 21);
-        let [ours, theirs] = race([
-            &mut || {
+        race(
+            what,
+            "1.15",
+            || {
                 out.clear();
                 for (key, payload) in self.keys.iter().zip(&payloads) {
                     seal(marshaller, key, payload, &mut out);
                 }
             },
-            &mut || {
+            || {
                 for payload in &payloads {
                     packed.clear();
                     bare(payload.0, &mut packed).expect("it has room");
                     black_box(&packed);
                 }
             },
-        ]);
-        report(what, ours, Some(theirs), "1.15");
+        );
     }
 
     fn decompress(&self, what: &str, marshaller: &Marshaller, bare: &mut Decompressor<'_>) {
@@ -214,13 +208,15 @@ impl Batch {
             .zip(&entries)
             .map(|(key, entry)| marshaller.check(key, entry).expect("sealed"))
             .collect::<Vec<_>>();
-        let [ours, theirs] = race([
-            &mut || {
+        race(
+            what,
+            "1.15",
+            || {
                 for &checked in &checked {
                     black_box(marshaller.open::<Length>(black_box(checked))).expect("sealed");
                 }
             },
-            &mut || {
+            || {
                 for entry in &entries {
                     payload.clear();
                     bare.decompress_to_buffer(black_box(&entry[18..]), &mut payload)
@@ -228,15 +224,16 @@ impl Batch {
                     black_box(&payload);
                 }
             },
-        ]);
-        report(what, ours, Some(theirs), "1.15");
+        );
     }
 
     /// Decoding alone, uncompressed, with envelope and bounds.
     fn decode(&self, marshaller: &Marshaller, messages: &[Message]) {
         let entries = self.seal(marshaller, messages);
-        let [ours, theirs] = race([
-            &mut || {
+        race(
+            "open uncompressed / bare postcard",
+            "",
+            || {
                 let page = self
                     .keys
                     .iter()
@@ -251,15 +248,14 @@ impl Batch {
                     .collect::<Vec<Message>>();
                 black_box(page);
             },
-            &mut || {
+            || {
                 let page = entries
                     .iter()
                     .map(|entry| postcard::from_bytes(&entry[18..]).expect("a message"))
                     .collect::<Vec<Message>>();
                 black_box(page);
             },
-        ]);
-        report("open uncompressed / bare postcard", ours, Some(theirs), "");
+        );
     }
 
     /// A page of messages from what the store holds, against the shape that Zulip has: zlib 6 around JSON.
@@ -279,8 +275,10 @@ impl Batch {
             .collect::<Vec<_>>();
         let mut zlib = Decompress::new(true);
         let mut json = Vec::with_capacity(1 << 20);
-        let [ours, theirs] = race([
-            &mut || {
+        race(
+            "decompress + decode with dictionary / zlib 6 + JSON",
+            "0.35",
+            || {
                 let page = self
                     .keys
                     .iter()
@@ -295,7 +293,7 @@ impl Batch {
                     .collect::<Vec<Message>>();
                 black_box(page);
             },
-            &mut || {
+            || {
                 let page = theirs
                     .iter()
                     .map(|packed| {
@@ -308,12 +306,6 @@ impl Batch {
                     .collect::<Vec<Message>>();
                 black_box(page);
             },
-        ]);
-        report(
-            "decompress + decode with dictionary / zlib 6 + JSON",
-            ours,
-            Some(theirs),
-            "0.35",
         );
     }
 }
@@ -363,34 +355,47 @@ impl<'de> Deserialize<'de> for Length {
     }
 }
 
-/// Runs the subjects in turn, and gives each one's median time of a round.
-fn race<const N: usize>(subjects: [&mut dyn FnMut(); N]) -> [Duration; N] {
-    let mut times = [const { Vec::new() }; N];
-    for round in 0..ROUNDS + 2 {
-        for turn in 0..N {
-            // Who begins changes, and the first rounds only warm up.
-            let subject = (round + turn) % N;
-            let start = Instant::now();
-            subjects[subject]();
-            let time = start.elapsed();
-            if round >= 2 {
-                times[subject].push(time);
-            }
+/// Runs the two in turn, and prints the median times of a message and the median of the rounds' ratios.
+fn race(what: &str, target: &str, mut ours: impl FnMut(), mut beside: impl FnMut()) {
+    let (mut our_times, mut their_times, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 0..ROUNDS + WARMING {
+        // Who begins changes.
+        let (ours, beside) = if round % 2 == 0 {
+            let ours = timed(&mut ours);
+            (ours, timed(&mut beside))
+        } else {
+            let beside = timed(&mut beside);
+            (timed(&mut ours), beside)
+        };
+        if round >= WARMING {
+            our_times.push(ours);
+            their_times.push(beside);
+            ratios.push(ours / beside);
         }
     }
-    times.map(|mut times| {
-        times.sort_unstable();
-        times[times.len() / 2]
-    })
+    println!(
+        "{what:52} {:>7.0} ns {:>7.0} ns {:>7.2}  {target}",
+        median(our_times),
+        median(their_times),
+        median(ratios)
+    );
 }
 
-fn report(what: &str, ours: Duration, beside: Option<Duration>, target: &str) {
-    let each = |time: Duration| format!("{} ns", time.as_nanos() / BATCH as u128);
-    let beside_text = beside.map(each).unwrap_or_default();
-    let ratio = beside.map(|beside| ours.as_secs_f64() / beside.as_secs_f64());
-    let ratio = ratio.map(|ratio| format!("{ratio:.2}")).unwrap_or_default();
-    println!(
-        "{what:52} {:>10} {beside_text:>10} {ratio:>7}  {target}",
-        each(ours)
-    );
+/// Runs this alone, and prints the median time of a message.
+fn alone(what: &str, target: &str, mut run: impl FnMut()) {
+    let times = (0..ROUNDS + WARMING).map(|_| timed(&mut run));
+    let time = median(times.skip(WARMING).collect());
+    println!("{what:52} {time:>7.0} ns {:>18}  {target}", "");
+}
+
+/// Nanoseconds a message.
+fn timed(run: &mut impl FnMut()) -> f64 {
+    let start = Instant::now();
+    run();
+    start.elapsed().as_secs_f64() * 1e9 / BATCH as f64
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    values[values.len() / 2]
 }
