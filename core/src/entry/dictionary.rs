@@ -9,7 +9,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use zstd::zstd_safe::{CDict, DDict, get_dict_id_from_dict};
 
 use super::Rejection;
-use super::compress;
+use super::compress::{self, FrameHeader};
 use crate::Result;
 #[cfg(feature = "zstd")]
 use crate::{Error, ErrorKind};
@@ -195,15 +195,13 @@ impl Dictionaries {
     /// The dictionary that this frame names; `None` if it names none, `Err` if it isn't here.
     #[inline]
     pub(super) fn of_frame(&self, frame: &[u8]) -> Result<Option<&Dictionary>, Rejection> {
-        match compress::dictionary_id(frame) {
-            Some(0) => Ok(None),
-            Some(id) => self
-                .all
-                .iter()
-                .find(|dictionary| dictionary.id() == id)
-                .map(Some)
-                .ok_or(Rejection::Dictionary),
-            None => Err(Rejection::Damaged),
+        let id = FrameHeader::read(frame)
+            .ok_or(Rejection::Damaged)?
+            .dictionary;
+        if id == 0 {
+            return Ok(None);
         }
+        let known = self.all.iter().find(|dictionary| dictionary.id() == id);
+        known.map(Some).ok_or(Rejection::Dictionary)
     }
 }
