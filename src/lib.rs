@@ -1,1 +1,22 @@
-//! larder
+#![doc = include_str!("../README.md")]
+
+pub use larder_backends as backends;
+pub use larder_backends::{BuilderExt, Registry};
+#[cfg(feature = "memcached")]
+pub use larder_backends::{BulkForm, Memcached, MemcachedConfig};
+#[cfg(feature = "memory")]
+pub use larder_backends::{Memory, MemoryConfig};
+#[cfg(feature = "conformance")]
+pub use larder_core::conformance;
+pub use larder_core::{
+    AccessorStats, Backend, BackendExt, BackendStats, Batch, BoxError, Cache, CacheBuilder,
+    CacheStats, Codec, Compression, Config, Dataset, Dictionary, Direct, Error, ErrorKind,
+    FlushError, Form, Generations, Immutable, KeyPart, KeyWriter, Keys, Latency, Lifetime,
+    LoadError, Missing, Plain, Pool, Prefix, Reach, Reader, Result, Route, Rows, Rt, ServerCheck,
+    ServerStats, Source, Tally, contract, entry, get, get_many, prime, refresh, uncached, warm,
+};
+
+/// The guide's code, compiled and run: its backend passes the suite.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/backend-guide.md")]
+struct BackendGuide;

@@ -4,6 +4,10 @@
 pub mod memcached;
 #[cfg(feature = "memory")]
 mod memory;
+mod registry;
 
+#[cfg(feature = "memcached")]
+pub use memcached::{BulkForm, Memcached, MemcachedConfig};
 #[cfg(feature = "memory")]
 pub use memory::{Memory, MemoryConfig};
+pub use registry::{BuilderExt, Registry};

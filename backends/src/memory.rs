@@ -42,8 +42,10 @@ use smallvec::SmallVec;
 #[non_exhaustive]
 pub struct MemoryConfig {
     /// Bytes to keep at most: keys, values and what it takes to find them. 64 MiB by default.
+    #[serde(with = "larder_core::config::bytes")]
     pub capacity: usize,
     /// The largest value in bytes, 1 MiB by default as on memcached; larger ones are refused.
+    #[serde(with = "larder_core::config::bytes")]
     pub max_item: usize,
 }
 
@@ -206,20 +208,26 @@ impl Backend for Memory {
         let (store, now) = (call.store, call.now);
         let mut answers = Vec::with_capacity(keys.len());
         for (key, fill) in keys.iter().zip(fills) {
-            answers.push(store.accepts(key, &fill.value).map(|()| {
-                let Some(leased) = store.stamp(fill.lease.token) else {
-                    return FillOutcome::Lost(Lost::ConnectionGone);
-                };
-                let value = owned(&fill.value);
-                let expires = now.expiry(fill.ttl);
-                if call.on(key, |mut spot| spot.fill(leased, value, expires)) {
-                    FillOutcome::Stored
-                } else if leased.expires <= now {
-                    FillOutcome::Lost(Lost::Expired)
-                } else {
-                    FillOutcome::Lost(Lost::Voided)
+            let leased = store.stamp(fill.lease.token);
+            answers.push(match (store.accepts(key, &fill.value), leased) {
+                (Err(error), leased) => {
+                    if let Some(leased) = leased {
+                        call.on(key, |mut spot| spot.release(leased));
+                    }
+                    Err(error)
                 }
-            }));
+                (Ok(()), None) => Ok(FillOutcome::Lost(Lost::ConnectionGone)),
+                (Ok(()), Some(leased)) => {
+                    let value = owned(&fill.value);
+                    let expires = now.expiry(fill.ttl);
+                    let stored = call.on(key, |mut spot| spot.fill(leased, value, expires));
+                    Ok(match stored {
+                        true => FillOutcome::Stored,
+                        false if leased.expires <= now => FillOutcome::Lost(Lost::Expired),
+                        false => FillOutcome::Lost(Lost::Voided),
+                    })
+                }
+            });
         }
         answers
     }
@@ -278,6 +286,10 @@ impl Backend for Memory {
             }));
         }
         answers
+    }
+
+    async fn start(&self) -> Result<()> {
+        Ok(())
     }
 
     async fn check(&self) -> Vec<ServerCheck> {

@@ -2,8 +2,12 @@
 //!
 //! Users depend on the façade crate `larder`, authors of backends on this one: see [`contract`].
 
+#[cfg(feature = "conformance")]
+pub mod conformance;
 pub mod contract;
 pub mod entry;
+#[cfg(feature = "metrics")]
+mod publish;
 mod read;
 mod rt;
 mod stats;

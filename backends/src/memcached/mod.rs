@@ -1,5 +1,322 @@
-//! A pipelining memcached client.
+//! A pipelining memcached client, made for bulk.
+//!
+//! From the bytes up: `protocol` writes commands and reads replies, `exchange` knows what a request under way expects,
+//! `connection` owns a socket and shares it among callers, `handshake` is a connection's first exchange, `server` keeps
+//! the connections and the health of one server, `batch` cuts a call to one server into exchanges, and this file spreads
+//! a call over the servers. It speaks the meta commands of memcached 1.6.13 and newer.
+//!
+//! What it isn't: it has no TLS, no SASL, no binary protocol, no consistent ring shared with other clients, and no
+//! fail-over: the keys of a server that is down are misses until it is back.
 
+mod batch;
+mod config;
+mod connection;
+mod exchange;
+mod handshake;
+mod protocol;
+mod server;
 mod transport;
 
+use std::fmt;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use larder_core::{
+    Backend, BackendStats, Error, ErrorKind, Fill, FillOutcome, GetOptions, Keys, Lease, Lookup,
+    Pool, Reach, Result, Rt, ServerCheck, Set, Trips, WriteOptions,
+};
+use xxhash_rust::xxh3::xxh3_64;
+
+use batch::{Job, Outcome, Part};
+use server::Server;
+
+pub use config::{BulkForm, MemcachedConfig};
 pub use transport::{Address, Io, Sockets, Transport};
+
+/// A pool of memcached servers, each key on one of them.
+///
+/// The server of a key is chosen by rendezvous hashing over a fixed hash, so every process that lists the same servers,
+/// in any order, agrees, and a server that is added or removed moves only its own share of the keys. Connections are
+/// dialled when they are first needed.
+///
+/// ```no_run
+/// # async fn run() -> larder_core::Result<()> {
+/// use std::time::Duration;
+/// use larder_backends::memcached::{Memcached, MemcachedConfig};
+/// use larder_core::{BackendExt, Fill, FillOutcome, GetOptions, Lookup, Rt};
+///
+/// let memcached = Memcached::new(MemcachedConfig::new(["10.0.0.5", "10.0.0.6"]), Rt::new())?;
+/// let lease = GetOptions::lease(Duration::from_secs(10));
+/// if let Lookup::Miss { lease: Some(lease) } = memcached.get("v1/user:7", &lease).await? {
+///     let outcome = memcached.fill("v1/user:7", Fill::new(lease, "Bob")).await?;
+///     assert_eq!(outcome, FillOutcome::Stored); // unless the key was deleted in between
+/// }
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct Memcached {
+    servers: Vec<Arc<Server>>,
+    /// What each server's name adds to the hash of a key.
+    seeds: Vec<u64>,
+    config: Arc<MemcachedConfig>,
+    pool: Pool,
+    rt: Rt,
+}
+
+impl Memcached {
+    /// A pool of these servers, over sockets. Nothing is dialled yet.
+    ///
+    /// Fails if the configuration can't work.
+    pub fn new(config: MemcachedConfig, rt: Rt) -> Result<Self> {
+        let sockets = Sockets::new(rt, config.connect_timeout);
+        Self::with_transport(config, rt, Arc::new(sockets))
+    }
+
+    /// A pool of these servers, over another transport.
+    pub fn with_transport(
+        config: MemcachedConfig,
+        rt: Rt,
+        transport: Arc<dyn Transport>,
+    ) -> Result<Self> {
+        let addresses = config.addresses()?;
+        let names: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+        let reach = match addresses.iter().all(Address::is_local) {
+            true => Reach::Host,
+            false => Reach::Network,
+        };
+        let config = Arc::new(config);
+        Ok(Self {
+            seeds: names.iter().map(|name| xxh3_64(name.as_bytes())).collect(),
+            pool: Pool::new(format!("memcached://{}", names.join(",")), reach),
+            servers: addresses
+                .into_iter()
+                .map(|address| {
+                    let transport = Arc::clone(&transport);
+                    Server::new(address, Arc::clone(&config), rt, transport)
+                })
+                .collect(),
+            config,
+            rt,
+        })
+    }
+
+    /// Connects to every server; fails if one doesn't answer, or isn't fit.
+    pub async fn ready(&self) -> Result<()> {
+        join_all(self.servers.iter().map(|server| server.ping()))
+            .await
+            .into_iter()
+            .try_for_each(|answer| answer.map(|_| ()))
+    }
+
+    /// The server of a key.
+    fn owner(&self, key: &[u8]) -> usize {
+        if self.servers.len() == 1 {
+            return 0;
+        }
+        let hash = xxh3_64(key);
+        let scores = self.seeds.iter().map(|seed| mix(hash ^ seed));
+        let (owner, _) = scores
+            .enumerate()
+            .max_by_key(|&(_, score)| score)
+            .expect("a pool has a server");
+        owner
+    }
+
+    /// The one server of these keys, if that is clear without looking at each.
+    fn sole_owner(&self, keys: &Keys) -> Option<&Server> {
+        match (keys.len(), &self.servers[..]) {
+            (0, _) => None,
+            (_, [server]) => Some(server),
+            (1, _) => Some(&self.servers[self.owner(keys.get(0).as_bytes())]),
+            _ => None,
+        }
+    }
+
+    /// Where the keys of each server stand.
+    fn split(&self, keys: &Keys) -> Vec<Vec<u32>> {
+        let share = keys.len() / self.servers.len();
+        let mut parts = Vec::new();
+        parts.resize_with(self.servers.len(), || {
+            Vec::with_capacity(share + share / 4 + 4)
+        });
+        for (position, key) in keys.iter().enumerate() {
+            let position = u32::try_from(position).expect("keys fit into 4 GiB");
+            parts[self.owner(key.as_bytes())].push(position);
+        }
+        parts
+    }
+
+    /// Lets every server do its part at the same time, and puts the answers where their keys stand.
+    async fn on_owners<'a, T: Send, F: Future<Output = Vec<T>> + Send>(
+        &'a self,
+        keys: &'a Keys,
+        parts: &'a [Vec<u32>],
+        run: impl Fn(&'a Server, Part<'a>) -> F + Send + Sync,
+    ) -> Vec<T> {
+        let asked = || {
+            let asked = self.servers.iter().zip(parts);
+            asked.filter(|(_, positions)| !positions.is_empty())
+        };
+        let answered =
+            join_all(asked().map(|(server, positions)| run(server, Part::some(keys, positions))))
+                .await;
+        let mut answers: Vec<Option<T>> = Vec::new();
+        answers.resize_with(keys.len(), || None);
+        for ((_, positions), part) in asked().zip(answered) {
+            for (&position, answer) in positions.iter().zip(part) {
+                answers[position as usize] = Some(answer);
+            }
+        }
+        answers
+            .into_iter()
+            .map(|answer| answer.expect("every key has an owner"))
+            .collect()
+    }
+
+    async fn write(&self, keys: &Keys, job: Job<'_>, trips: &Trips) -> Vec<Outcome> {
+        // What few callers need is boxed, since moving a large future costs a single-key call more than its work.
+        match self.sole_owner(keys) {
+            Some(server) => server.write(Part::all(keys), job, trips).await,
+            None => {
+                let parts = self.split(keys);
+                Box::pin(
+                    self.on_owners(keys, &parts, |server, part| server.write(part, job, trips)),
+                )
+                .await
+            }
+        }
+    }
+}
+
+/// Spreads every bit over all others.
+fn mix(mut hash: u64) -> u64 {
+    hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    hash ^ (hash >> 33)
+}
+
+impl fmt::Display for Memcached {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("memcached (")?;
+        for (position, server) in self.servers.iter().enumerate() {
+            f.write_str(if position == 0 { "" } else { ", " })?;
+            f.write_str(&server.name)?;
+        }
+        f.write_str(")")
+    }
+}
+
+#[async_trait]
+impl Backend for Memcached {
+    async fn get_many(&self, keys: &Keys, options: &GetOptions) -> Vec<Result<Lookup>> {
+        if self.config.via_proxy && options.lease.is_some() {
+            let error = Error::new(
+                ErrorKind::Unsupported,
+                "memcached: leases can't be trusted through a proxy (`via_proxy`), so mutable data can't be cached",
+            );
+            return keys.iter().map(|_| Err(error.clone())).collect();
+        }
+        match self.sole_owner(keys) {
+            Some(server) => server.look(Part::all(keys), options).await,
+            None => {
+                let parts = self.split(keys);
+                Box::pin(self.on_owners(keys, &parts, |server, part| server.look(part, options)))
+                    .await
+            }
+        }
+    }
+
+    async fn fill_many(
+        &self,
+        keys: &Keys,
+        fills: Vec<Fill>,
+        options: &WriteOptions,
+    ) -> Vec<Result<FillOutcome>> {
+        let outcomes = self.write(keys, Job::Fill(&fills), &options.trips).await;
+        let now = self.rt.wall();
+        outcomes
+            .into_iter()
+            .zip(&fills)
+            .map(|(outcome, fill)| batch::fill_outcome(outcome, &fill.lease, now))
+            .collect()
+    }
+
+    async fn release_many(
+        &self,
+        keys: &Keys,
+        leases: Vec<Lease>,
+        options: &WriteOptions,
+    ) -> Vec<Result<()>> {
+        let outcomes = self.write(keys, Job::Release(&leases), &options.trips);
+        outcomes.await.into_iter().map(batch::deleted).collect()
+    }
+
+    async fn delete_many(&self, keys: &Keys, options: &WriteOptions) -> Vec<Result<()>> {
+        let outcomes = self.write(keys, Job::Delete, &options.trips);
+        outcomes.await.into_iter().map(batch::deleted).collect()
+    }
+
+    async fn set_immutable_many(
+        &self,
+        keys: &Keys,
+        sets: Vec<Set>,
+        options: &WriteOptions,
+    ) -> Vec<Result<()>> {
+        let outcomes = self.write(keys, Job::Set(&sets), &options.trips);
+        outcomes.await.into_iter().map(batch::stored).collect()
+    }
+
+    async fn start(&self) -> Result<()> {
+        match self.config.require_at_start {
+            true => self.ready().await,
+            false => Ok(()),
+        }
+    }
+
+    async fn check(&self) -> Vec<ServerCheck> {
+        join_all(self.servers.iter().map(|server| server.check())).await
+    }
+
+    async fn close(&self, deadline: Duration) {
+        let deadline = self.rt.now() + deadline;
+        join_all(self.servers.iter().map(|server| server.close(deadline))).await;
+    }
+
+    fn pool(&self) -> Pool {
+        self.pool.clone()
+    }
+
+    fn stats(&self) -> BackendStats {
+        let mut stats = BackendStats::default();
+        stats.servers = self.servers.iter().map(|server| server.stats()).collect();
+        stats
+    }
+}
+
+/// Waits for all of these at the same time, in the caller's task.
+async fn join_all<F: Future>(futures: impl IntoIterator<Item = F>) -> Vec<F::Output> {
+    let mut waiting: Vec<Pin<Box<F>>> = futures.into_iter().map(Box::pin).collect();
+    let mut outputs: Vec<Option<F::Output>> = Vec::new();
+    outputs.resize_with(waiting.len(), || None);
+    poll_fn(|cx| {
+        let mut all = Poll::Ready(());
+        for (future, output) in waiting.iter_mut().zip(&mut outputs) {
+            if output.is_none() {
+                match future.as_mut().poll(cx) {
+                    Poll::Ready(ready) => *output = Some(ready),
+                    Poll::Pending => all = Poll::Pending,
+                }
+            }
+        }
+        all
+    })
+    .await;
+    outputs
+        .into_iter()
+        .map(|output| output.expect("all are ready"))
+        .collect()
+}

@@ -15,7 +15,7 @@ use super::{Error, Keys, Lease, Result, Token};
 ///
 /// Every `_many` answers once per input, in input order, duplicates included; an empty batch does no I/O; one dead
 /// server fails only its keys; dropping a future never harms the handle. [`Display`] shows the store without
-/// credentials. What each sentence means in practice is the suite in [`conformance`](crate::conformance), and
+/// credentials. What each sentence means in practice is the suite in the module `conformance` (a feature), and
 /// `docs/backend-guide.md` walks through writing one.
 ///
 /// Callers with one key use [`BackendExt`].
@@ -27,7 +27,8 @@ pub trait Backend: Debug + Display + Send + Sync + 'static {
     /// Stores each value if its lease still stands; `fills` and `keys` have the same length.
     ///
     /// An empty value is refused with [`ErrorKind::Config`](super::ErrorKind::Config): on the wire it means a
-    /// placeholder. A value the server wouldn't take is refused before it is sent.
+    /// placeholder, and one that the server wouldn't take with [`ErrorKind::TooLarge`](super::ErrorKind::TooLarge),
+    /// before it is sent. A refused fill gives its lease back: its placeholder would keep all others waiting.
     ///
     /// The first poll hands the fills to the connection, so that a later look-up of the same handle comes behind them.
     async fn fill_many(
@@ -58,6 +59,11 @@ pub trait Backend: Debug + Display + Send + Sync + 'static {
         sets: Vec<Set>,
         options: &WriteOptions,
     ) -> Vec<Result<()>>;
+
+    /// Connects, if the configuration demands that the servers answer before the first use; otherwise does nothing.
+    ///
+    /// [`CacheBuilder::build`](crate::CacheBuilder::build) calls it.
+    async fn start(&self) -> Result<()>;
 
     /// Asks every server for its state, now.
     async fn check(&self) -> Vec<ServerCheck>;

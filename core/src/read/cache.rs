@@ -14,7 +14,7 @@ use super::accessor::{Accessor, AnyAccessor, Dictionaries};
 use super::{Dataset, Source};
 use crate::Rt;
 use crate::contract::{
-    Backend, Error, ErrorKind, Generations, Pool, Prefix, Reach, Result, ServerCheck,
+    Backend, Error, ErrorKind, Generations, Prefix, PrefixSettings, Result, ServerCheck,
     SingleGeneration,
 };
 use crate::entry::Dictionary;
@@ -80,7 +80,7 @@ impl<S: Source> Cache<S> {
     pub fn builder(source: S) -> CacheBuilder<S> {
         CacheBuilder {
             source,
-            backend: None,
+            open: None,
             prefix: None,
             rt: Rt::new(),
             load_queue: LOAD_QUEUE,
@@ -229,6 +229,9 @@ const UNPOISONED: &str = "nothing panics under this lock";
 /// Makes the accessor of one registered data set.
 type Register<S> = fn(&Cache<S>) -> Arc<dyn AnyAccessor>;
 
+/// Opens the backend, when the cache is built.
+type Open = Box<dyn FnOnce(Rt) -> Result<(Arc<dyn Backend>, PrefixSettings)> + Send>;
+
 /// Builds a [`Cache`].
 ///
 /// ```
@@ -247,7 +250,7 @@ type Register<S> = fn(&Cache<S>) -> Arc<dyn AnyAccessor>;
 #[must_use]
 pub struct CacheBuilder<S: Source> {
     source: S,
-    backend: Option<Arc<dyn Backend>>,
+    open: Option<Open>,
     prefix: Option<Prefix>,
     rt: Rt,
     load_queue: Duration,
@@ -259,7 +262,6 @@ pub struct CacheBuilder<S: Source> {
 impl<S: Source> fmt::Debug for CacheBuilder<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CacheBuilder")
-            .field("backend", &self.backend)
             .field("prefix", &self.prefix)
             .finish_non_exhaustive()
     }
@@ -267,8 +269,17 @@ impl<S: Source> fmt::Debug for CacheBuilder<S> {
 
 impl<S: Source> CacheBuilder<S> {
     /// Stores entries here.
-    pub fn backend(mut self, backend: Arc<dyn Backend>) -> Self {
-        self.backend = Some(backend);
+    pub fn backend(self, backend: Arc<dyn Backend>) -> Self {
+        self.open(|_| Ok((backend, PrefixSettings::default())))
+    }
+
+    /// Stores entries in what this opens when the cache is built, with the builder's time and tasks: the way in for a
+    /// configuration, which says something about the prefix as well.
+    pub fn open<F>(mut self, open: F) -> Self
+    where
+        F: FnOnce(Rt) -> Result<(Arc<dyn Backend>, PrefixSettings)> + Send + 'static,
+    {
+        self.open = Some(Box::new(open));
         self
     }
 
@@ -324,22 +335,21 @@ impl<S: Source> CacheBuilder<S> {
 
     /// The cache.
     ///
-    /// Fails if no backend was given, if a backend that others share has no prefix, or if a registered data set can't
-    /// be cached. Without a prefix, a backend that is private to the process gets a random one.
-    #[expect(
-        clippy::unused_async,
-        reason = "a prefix that is kept in a database will be read here, and callers shouldn't change for it"
-    )]
+    /// Fails if no backend was given or it can't be opened, if its configuration requires servers at the start and one
+    /// doesn't answer, if a backend that others share has no prefix, or if a registered data set can't be cached. Without [`CacheBuilder::prefix`] the configuration's is taken, and a backend
+    /// that is private to the process gets a random one.
     pub async fn build(self) -> Result<Cache<S>> {
-        let Some(backend) = self.backend else {
+        let Some(open) = self.open else {
             return Err(Error::new(
                 ErrorKind::Config,
                 "the cache has no backend; give it one by CacheBuilder::backend, or a configuration",
             ));
         };
+        let (backend, configured) = open(self.rt)?;
+        backend.start().await?;
         let prefix = match self.prefix {
             Some(prefix) => prefix,
-            None => private_prefix(&backend.pool())?,
+            None => configured.resolve(&backend.pool())?,
         };
         let cache = Cache {
             shared: Arc::new(Shared {
@@ -365,21 +375,11 @@ impl<S: Source> CacheBuilder<S> {
             }
             tracing::debug!(accessor = accessor.name(), "registered");
         }
+        #[cfg(feature = "metrics")]
+        drop(self.rt.spawn(crate::publish::keep_publishing(
+            Arc::downgrade(cache.backend()),
+            self.rt,
+        )));
         Ok(cache)
     }
-}
-
-/// A prefix for a pool without a configured one: only a pool that nobody else can share has one.
-fn private_prefix(pool: &Pool) -> Result<Prefix> {
-    if pool.reach == Reach::Process {
-        return Ok(Prefix::random());
-    }
-    Err(Error::new(
-        ErrorKind::Config,
-        format!(
-            "{} can be shared, so the cache needs a prefix: CacheBuilder::prefix, or a configuration with `prefix`, \
-             LARDER_PREFIX or `prefix_file`",
-            pool.description
-        ),
-    ))
 }

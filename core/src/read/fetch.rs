@@ -2,7 +2,7 @@
 
 use std::borrow::Borrow;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::BytesMut;
 use smallvec::SmallVec;
@@ -12,14 +12,16 @@ use super::accessor::{Accessor, Opened};
 use super::flight::Ticket;
 use super::load::{self, Order};
 use super::{Batch, Cache, Dataset, Form, Immutable, Lifetime, LoadError, Reader, Route, Source};
+use crate::Instant;
 use crate::contract::{Error, GetOptions, Keys, Lease, Lookup, Result, Set, Token, WriteOptions};
 
 /// Keys that are leased, loaded and filled together. On a full small server the placeholders of more would evict each
 /// other before they are filled.
 const WINDOW: usize = 2_000;
 
-/// Values decoded before other tasks get a turn: about a fifth of a millisecond.
-const DECODE_TURN: usize = 64;
+/// How long a call opens entries before other tasks get a turn, and after how many it looks at the clock.
+const TURN: Duration = Duration::from_micros(500);
+const TURN_CHECK: usize = 32;
 
 /// How long a loser of a lease waits before it looks again, and how often.
 const POLLS: [Duration; 5] = [
@@ -347,6 +349,10 @@ struct Fetch<'f, D: Dataset, A> {
     busy: Positions,
     /// Indices of wire keys.
     later: Positions,
+    /// Since when it opens entries without a break.
+    turn: Instant,
+    /// When the latest look-ups were answered: the time by which entries are judged.
+    wall: SystemTime,
     hits: u64,
     absent: u64,
     misses: u64,
@@ -371,6 +377,8 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
             followed: Vec::new(),
             busy: Positions::new(),
             later: Positions::new(),
+            turn: cache.shared.rt.now(),
+            wall: SystemTime::UNIX_EPOCH,
             hits: 0,
             absent: 0,
             misses: 0,
@@ -379,7 +387,7 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
     }
 
     async fn run(mut self, way: Way) -> Result<(), LoadError<D::Error>> {
-        let started = self.cache.shared.rt.now();
+        let started = self.turn;
         let outcome = self.answer_all(way).await;
         self.count(self.cache.shared.rt.now() - started);
         outcome
@@ -428,12 +436,11 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
     /// Has everything loaded, under the tokens of what is stored.
     async fn look_at_tokens(&mut self) {
         let lookups = self.ask(&self.wire, self.wire.len()).await;
+        self.begin_turn();
         for (index, lookup) in lookups.into_iter().enumerate() {
             let position = self.positions[index];
             let lease = match lookup {
-                Ok(Lookup::Hit { token, .. }) => {
-                    Some(Lease::new(token, self.cache.shared.rt.wall()))
-                }
+                Ok(Lookup::Hit { token, .. }) => Some(Lease::new(token, self.wall)),
                 Ok(Lookup::Miss { lease }) => lease,
                 Ok(Lookup::Busy { token, .. }) => {
                     let key = self.asked.key(position);
@@ -488,6 +495,7 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
             return;
         }
         let lookups = self.ask(&self.wire, WINDOW).await;
+        self.begin_turn();
         for (index, lookup) in lookups.into_iter().enumerate() {
             self.take_turns(index).await;
             if index >= WINDOW && matches!(lookup, Ok(Lookup::Miss { .. })) {
@@ -502,15 +510,28 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
     async fn look_up(&mut self, indices: Positions) {
         let wire = self.wire.select(indices.iter().copied());
         let lookups = self.ask(&wire, wire.len()).await;
-        for (turn, (&index, lookup)) in indices.iter().zip(lookups).enumerate() {
-            self.take_turns(turn).await;
+        self.begin_turn();
+        for (opened, (&index, lookup)) in indices.iter().zip(lookups).enumerate() {
+            self.take_turns(opened).await;
             self.sort(index, lookup);
         }
     }
 
-    async fn take_turns(&self, decoded: usize) {
-        if decoded % DECODE_TURN == DECODE_TURN - 1 {
-            self.cache.shared.rt.yield_now().await;
+    /// Look-ups were answered just now.
+    fn begin_turn(&mut self) {
+        let rt = self.cache.shared.rt;
+        self.turn = rt.now();
+        self.wall = rt.wall();
+    }
+
+    /// Opening thousands of entries would keep other tasks from running.
+    async fn take_turns(&mut self, opened: usize) {
+        if opened % TURN_CHECK == TURN_CHECK - 1 {
+            let rt = self.cache.shared.rt;
+            if rt.now().duration_since(self.turn) > TURN {
+                rt.yield_now().await;
+                self.turn = rt.now();
+            }
         }
     }
 
@@ -541,8 +562,7 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
 
     fn sort_hit(&mut self, index: usize, entry: &[u8], token: Token) {
         let position = self.positions[index];
-        let now = self.cache.shared.rt.wall();
-        match self.accessor.open(self.wire.get(index), entry, now) {
+        match self.accessor.open(self.wire.get(index), entry, self.wall) {
             Opened::Value(value) => {
                 self.hits += 1;
                 self.asked.set(position, Some(value));
@@ -556,7 +576,7 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
                 let key = self.asked.key(position);
                 match self.accessor.flights.join_by_token(key, token) {
                     Some(ticket) => self.followed.push((position, ticket)),
-                    None => self.miss(position, Some((index, Lease::new(token, now)))),
+                    None => self.miss(position, Some((index, Lease::new(token, self.wall)))),
                 }
             }
             Opened::FromAnotherTime => self.miss(position, None),
@@ -571,7 +591,7 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
             self.followed.push((position, ticket));
         } else if age > OLD_LEASE && age > self.accessor.counters.load_latency.quantile(0.99) * 2 {
             self.accessor.counters.taken_over.add(1);
-            let lease = Lease::new(token, self.cache.shared.rt.wall());
+            let lease = Lease::new(token, self.wall);
             self.miss(position, Some((index, lease)));
         } else {
             self.busy.push(index);

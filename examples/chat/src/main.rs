@@ -1,2 +1,95 @@
-//! The example service.
-fn main() {}
+//! `larder-chat`: starts the chat, serves it until it is told to stop, and then lets what is under way finish.
+
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+use std::str::FromStr as _;
+use std::time::Duration;
+
+use clap::Parser as _;
+use larder_chat::{App, Options, StartError, StartResult, http};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tracing::{info, warn};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+/// How long requests under way, and after them the cache, may take to finish.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let options = Options::parse();
+    match run(&options).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("larder-chat: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(options: &Options) -> StartResult<()> {
+    log()?;
+    let config = options.config().and_then(larder::Config::env);
+    let config = config.map_err(|error| StartError::new(error.to_string()))?;
+    let mut interrupt = stop_signal(SignalKind::interrupt())?;
+    let mut terminate = stop_signal(SignalKind::terminate())?;
+    let app = App::start(options, &config).await?;
+    let listener = TcpListener::bind(options.listen).await.map_err(|error| {
+        StartError::new(format!(
+            "can't listen on {}: {error}; choose another --listen",
+            options.listen
+        ))
+    })?;
+    let address = listener.local_addr().unwrap_or(options.listen);
+    info!(db = %options.db.display(), store = app.store(), "listening on http://{address}");
+
+    let (stop, mut stopped) = watch::channel(false);
+    let server = axum::serve(listener, http::router(std::sync::Arc::clone(&app)))
+        .with_graceful_shutdown(async move {
+            // The sender is dropped only after the server, so that this ends with the signal.
+            let _ = stopped.wait_for(|stop| *stop).await;
+        });
+    let drained = async {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        info!("stopping: requests under way may finish");
+        stop.send_replace(true);
+        tokio::time::sleep(PATIENCE).await;
+        warn!("requests are still under way after {PATIENCE:?}; they are cut off");
+    };
+    let served = tokio::select! {
+        served = server => served,
+        () = drained => Ok(()),
+    };
+    app.close(PATIENCE).await;
+    served.map_err(|error| StartError::new(format!("the server failed: {error}")))
+}
+
+fn stop_signal(kind: SignalKind) -> StartResult<tokio::signal::unix::Signal> {
+    signal(kind).map_err(|error| StartError::new(format!("can't wait for signals: {error}")))
+}
+
+/// Logs to standard error what `RUST_LOG` asks for, such as `larder=debug,info`.
+fn log() -> StartResult<()> {
+    let wanted = std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned());
+    let targets = Targets::from_str(&wanted).map_err(|error| {
+        StartError::new(format!(
+            "RUST_LOG `{wanted}`: {error}; it reads like larder=debug,info"
+        ))
+    })?;
+    tracing_subscriber::registry()
+        .with(
+            tracing_subscriber::fmt::layer()
+                .with_writer(std::io::stderr)
+                .with_ansi(std::io::stderr().is_terminal())
+                .with_target(false),
+        )
+        .with(targets)
+        .init();
+    Ok(())
+}

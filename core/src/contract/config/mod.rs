@@ -37,7 +37,7 @@ pub use units::{Secret, bytes, duration};
 /// assert_eq!(
 ///     config.settings()?.to_string(),
 ///     "backend = memcached (LARDER_URL); prefix = git-3f2a91c (LARDER_PREFIX); \
-///      servers = h1:11211,h2:11211 (LARDER_URL); timeout = 80ms (command line)",
+///      servers = h1:11211,h2:11211 (LARDER_URL); timeout = 80ms (the command line)",
 /// );
 /// # Ok::<(), larder_core::Error>(())
 /// ```
@@ -109,7 +109,7 @@ impl Config {
     ) -> Result<Self> {
         let entries = args
             .into_iter()
-            .map(|(key, value)| Entry::new(key.as_ref(), value.into(), "command line"));
+            .map(|(key, value)| Entry::new(key.as_ref(), value.into(), "the command line"));
         self.with(Rank::CommandLine, entries)
     }
 

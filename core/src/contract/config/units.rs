@@ -10,6 +10,12 @@ pub mod duration {
     use std::time::Duration;
 
     use serde::de::{Deserialize, Deserializer, Error};
+    use serde::ser::Serializer;
+
+    /// Writes one.
+    pub fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&humantime::format_duration(*duration))
+    }
 
     /// Reads one.
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
@@ -23,9 +29,10 @@ pub mod duration {
 /// Sizes such as `65536`, `64KiB`, `1.5 GiB` and `10MB`, for `#[serde(with = "larder_core::config::bytes")]` on a field
 /// of any integer type.
 pub mod bytes {
-    use std::borrow::Cow;
+    use std::fmt;
 
-    use serde::de::{Deserialize, Deserializer, Error};
+    use serde::de::{Deserializer, Error, Unexpected, Visitor};
+    use serde::ser::{self, Serializer};
 
     const UNITS: [(&str, u64); 10] = [
         ("", 1),
@@ -40,17 +47,46 @@ pub mod bytes {
         ("tb", 1_000_000_000_000),
     ];
 
-    /// Reads one.
+    /// Writes one, as a number.
+    pub fn serialize<S, N>(size: &N, serializer: S) -> Result<S::Ok, S::Error>
+    where
+        S: Serializer,
+        N: Copy + TryInto<u64>,
+    {
+        let bytes = (*size).try_into();
+        serializer.serialize_u64(bytes.map_err(|_| ser::Error::custom("a size is at least 0"))?)
+    }
+
+    /// Reads one, a text or a number.
     pub fn deserialize<'de, D, N>(deserializer: D) -> Result<N, D::Error>
     where
         D: Deserializer<'de>,
         N: TryFrom<u64>,
     {
-        let text = Cow::<str>::deserialize(deserializer)?;
-        let bytes = parse(&text).ok_or_else(|| {
-            D::Error::custom("expected a size in bytes, such as 65536, 64MiB or 10MB")
-        })?;
+        let bytes = deserializer.deserialize_any(Size)?;
         N::try_from(bytes).map_err(|_| D::Error::custom("this size is too large here"))
+    }
+
+    struct Size;
+
+    impl Visitor<'_> for Size {
+        type Value = u64;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a size in bytes, such as 65536, 64MiB or 10MB")
+        }
+
+        fn visit_str<E: Error>(self, text: &str) -> Result<u64, E> {
+            parse(text).ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
+        }
+
+        fn visit_u64<E: Error>(self, bytes: u64) -> Result<u64, E> {
+            Ok(bytes)
+        }
+
+        fn visit_i64<E: Error>(self, bytes: i64) -> Result<u64, E> {
+            u64::try_from(bytes).map_err(|_| E::invalid_value(Unexpected::Signed(bytes), &self))
+        }
     }
 
     /// `1.5 GiB` in integers, so that no size is rounded by way of a float.

@@ -1,0 +1,880 @@
+//! One server's part of a call: cut into exchanges, submitted, and put together again.
+//!
+//! A small part is one exchange on a connection for small calls. A larger one goes over the bulk connection in chunks of
+//! a few hundred keys, as many at once as the connection's window has room for, so that two bulk calls take turns and
+//! neither needs more memory than its answers.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use larder_core::{
+    Error, ErrorKind, Fill, FillOutcome, GetOptions, Keys, Lease, Lookup, Lost, Result, Set, Trips,
+};
+use smallvec::SmallVec;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use super::config::BulkForm;
+use super::connection::{Connection, Limit, WINDOW};
+use super::exchange::{
+    Answer, Classic, Expects, Failure, Looks, Terms, Texts, Writes, Written, whole_seconds,
+};
+use super::protocol::{self, CLASSIC, LookFlags, NOOP, Quiet};
+use super::server::{Lane, Server};
+
+/// A part of at most so many keys is small: the server answers it without a pause.
+const SMALL: usize = 16;
+
+/// Keys of one exchange of a bulk look-up.
+const LOOK_CHUNK: usize = 256;
+
+/// Room that a looked up key takes in the window: its answer is longer than its command.
+const LOOK_ROOM: usize = 128;
+
+/// Keys, and about so many bytes, of one exchange of a bulk write.
+const WRITE_CHUNK: usize = 128;
+const WRITE_CHUNK_BYTES: usize = 64 << 10;
+
+/// Keys, and about so many bytes, of one classic `gets` line: longer ones make neighbours wait.
+const CLASSIC_LINE: usize = 100;
+const CLASSIC_LINE_BYTES: usize = 4096;
+
+/// What a command has beside key and value, generously.
+const COMMAND: usize = 64;
+
+/// What the server adds to key and value when it compares an item with its limit, generously.
+const ITEM_HEADER: usize = 128;
+
+/// Above 30 days the server reads seconds as a date.
+const LONGEST_RELATIVE: u64 = 30 * 24 * 60 * 60;
+
+/// Some keys of a batch, all of one server.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Part<'a> {
+    keys: &'a Keys,
+    /// Where in the batch they stand, in order; `None` for all of it.
+    positions: Option<&'a [u32]>,
+}
+
+impl<'a> Part<'a> {
+    pub(super) fn all(keys: &'a Keys) -> Self {
+        Self {
+            keys,
+            positions: None,
+        }
+    }
+
+    pub(super) fn some(keys: &'a Keys, positions: &'a [u32]) -> Self {
+        Self {
+            keys,
+            positions: Some(positions),
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.positions.map_or(self.keys.len(), <[u32]>::len)
+    }
+
+    /// Where in the batch a key of this part stands.
+    fn position(&self, index: usize) -> usize {
+        self.positions
+            .map_or(index, |positions| positions[index] as usize)
+    }
+
+    fn key(&self, index: usize) -> &'a [u8] {
+        self.keys.get(self.position(index)).as_bytes()
+    }
+}
+
+/// The way a call takes.
+enum Through {
+    /// The connection of this lane, whichever it is now.
+    Lane(Lane),
+    /// This very connection.
+    Only(Arc<Connection>),
+}
+
+/// A range of a part that becomes one exchange.
+struct Chunk {
+    range: Range<usize>,
+    /// Bytes it takes of the connection's window; none for small calls, which wait for nobody.
+    room: Option<usize>,
+}
+
+/// What an exchange was answered.
+type Answers<T> = std::result::Result<Vec<T>, Failure>;
+
+/// What a look-up was answered.
+type Looked = Answers<Result<Lookup>>;
+
+/// The exchanges of a part with what they were answered, in order.
+type Answered<T> = SmallVec<[(Range<usize>, Answers<T>); 1]>;
+
+impl Server {
+    /// Submits chunk after chunk, waiting for room in between, and waits for the answers.
+    async fn exchange<T: Send>(
+        &self,
+        through: Through,
+        limit: Limit,
+        (keys, trips): (usize, &Trips),
+        chunks: impl Iterator<Item = Chunk> + Send,
+        append: impl Fn(&mut Vec<u8>, u32, Range<usize>, Answer<T>) -> Expects + Send,
+    ) -> Answered<T> {
+        let mut connection = match &through {
+            Through::Only(connection) => Ok(Arc::clone(connection)),
+            Through::Lane(lane) => self.connected(*lane).await.map_err(Failure::Gone),
+        };
+        let mut submitted: SmallVec<[_; 1]> = SmallVec::new();
+        for Chunk { range, room } in chunks {
+            let mut answered = Err(Failure::TimedOut);
+            // A connection that ended before it took the first chunk has done nothing, so another may.
+            for attempt in 0..3 {
+                let open = match &connection {
+                    Ok(open) => open,
+                    Err(failure) => {
+                        answered = Err(failure.clone());
+                        break;
+                    }
+                };
+                let room = match room {
+                    None => None,
+                    Some(bytes) => match self.room(open, bytes, limit).await {
+                        Some(room) => Some(room),
+                        None => {
+                            connection = Err(Failure::TimedOut);
+                            continue;
+                        }
+                    },
+                };
+                let (answer, receiver) = oneshot::channel();
+                let result = open.submit(limit, room, |output, opaque| {
+                    append(output, opaque, range.clone(), answer)
+                });
+                connection = match (result, &through) {
+                    (Ok(()), _) => {
+                        answered = Ok(receiver);
+                        break;
+                    }
+                    (Err(_), Through::Lane(lane)) if submitted.is_empty() && attempt < 2 => {
+                        let again = self.reconnected(*lane, open).await;
+                        again.map_err(Failure::Gone)
+                    }
+                    (Err(error), _) => Err(Failure::Gone(error)),
+                };
+            }
+            if submitted.is_empty() && answered.is_ok() {
+                self.count_trip(keys, trips);
+            }
+            submitted.push((range, answered));
+        }
+        // The last is answered last: waiting for it first, the caller is woken once.
+        let mut answers: Answered<T> = SmallVec::with_capacity(submitted.len());
+        for (range, answered) in submitted.into_iter().rev() {
+            let answer = match answered {
+                Err(failure) => Err(failure),
+                Ok(receiver) => self.answer(receiver).await,
+            };
+            answers.push((range, answer));
+        }
+        answers.reverse();
+        answers
+    }
+
+    /// Submits a part that is one exchange at once, if its connection is there to take it.
+    fn submit<T>(
+        &self,
+        connection: Option<Arc<Connection>>,
+        limit: Limit,
+        (keys, trips): (usize, &Trips),
+        append: impl FnOnce(&mut Vec<u8>, u32, Range<usize>, Answer<T>) -> Expects,
+    ) -> Option<oneshot::Receiver<Answers<T>>> {
+        let (answer, answered) = oneshot::channel();
+        connection?
+            .submit(limit, None, |output, opaque| {
+                append(output, opaque, 0..keys, answer)
+            })
+            .ok()?;
+        self.count_trip(keys, trips);
+        Some(answered)
+    }
+
+    /// Waits for the answer of an exchange, which always comes: the connection minds the deadline.
+    async fn answer<T>(&self, answered: oneshot::Receiver<Answers<T>>) -> Answers<T> {
+        match answered.await {
+            Ok(answer) => answer,
+            Err(_) => Err(Failure::Gone(self.last_error())),
+        }
+    }
+
+    /// Waits for room for so many bytes, until the deadline.
+    async fn room(
+        &self,
+        connection: &Connection,
+        bytes: usize,
+        limit: Limit,
+    ) -> Option<OwnedSemaphorePermit> {
+        let bytes = u32::try_from(bytes.min(WINDOW)).expect("the window is below 4 GiB");
+        if let Ok(room) = Arc::clone(&connection.window).try_acquire_many_owned(bytes) {
+            return Some(room);
+        }
+        let left = limit.deadline.saturating_duration_since(self.rt.now());
+        let room = Arc::clone(&connection.window).acquire_many_owned(bytes);
+        // The semaphore is never closed: who waits when the connection ends gets the room its exchanges give back.
+        self.rt.timeout(left, room).await?.ok()
+    }
+
+    /// How long a look-up or a store of so many keys and bytes may take.
+    fn patience(&self, keys: usize, bytes: usize) -> Duration {
+        let for_keys = if keys > SMALL { keys / 20 } else { 0 };
+        let more = for_keys + bytes / (64 << 10);
+        self.config.timeout + Duration::from_millis(more as u64)
+    }
+
+    /// The error of an exchange that has no answer.
+    fn failure(&self, failure: Failure, what: &str, limit: Limit) -> Error {
+        match failure {
+            Failure::Gone(error) => error,
+            Failure::TimedOut => self.late(what, limit.patience),
+        }
+    }
+}
+
+/// Ranges of a look-up of so many keys.
+fn look_chunks(count: usize) -> impl Iterator<Item = Chunk> + Send {
+    (0..count).step_by(LOOK_CHUNK).map(move |start| {
+        let range = start..count.min(start + LOOK_CHUNK);
+        Chunk {
+            room: (count > SMALL).then_some(range.len() * LOOK_ROOM),
+            range,
+        }
+    })
+}
+
+// --- looking up
+
+/// A look-up of a part.
+struct Look<'a> {
+    part: Part<'a>,
+    terms: Option<Terms>,
+    /// So many of the first keys ask for a lease.
+    leased: usize,
+}
+
+impl Server {
+    /// Looks a part up.
+    pub(super) async fn look(&self, part: Part<'_>, options: &GetOptions) -> Vec<Result<Lookup>> {
+        let terms = options
+            .lease
+            .map(|length| Terms::new(length, self.rt.wall()));
+        // Positions grow, so those that may ask for a lease come first.
+        let may_ask = |&index: &usize| part.position(index) < options.lease_at_most;
+        let leased = match terms {
+            Some(_) => (0..part.len()).take_while(may_ask).count(),
+            None => 0,
+        };
+        let look = Look {
+            part,
+            terms,
+            leased,
+        };
+        if part.len() > SMALL {
+            // Boxed, since a small call should not pay for the size of a large one's future.
+            return match self.config.bulk {
+                BulkForm::Meta => Box::pin(self.look_meta(&look, Lane::Bulk, options)).await,
+                BulkForm::Get => Box::pin(self.look_classic(&look, options)).await,
+            };
+        }
+        let lane = self.lane_of(part.key(0));
+        let limit = self.look_limit(part.len(), options);
+        let trip = (part.len(), &options.trips);
+        let append = |output: &mut Vec<u8>, opaque, range, answer| {
+            look.append(output, opaque, range, answer)
+        };
+        match self.submit(self.live(lane), limit, trip, append) {
+            Some(answered) => {
+                let answer = self.answer(answered).await;
+                self.looked_once(answer, limit, part.len())
+            }
+            None => Box::pin(self.look_meta(&look, lane, options)).await,
+        }
+    }
+
+    async fn look_meta(
+        &self,
+        look: &Look<'_>,
+        lane: Lane,
+        options: &GetOptions,
+    ) -> Vec<Result<Lookup>> {
+        let count = look.part.len();
+        let limit = self.look_limit(count, options);
+        let trip = (count, &options.trips);
+        let append = |output: &mut Vec<u8>, opaque, range, answer| {
+            look.append(output, opaque, range, answer)
+        };
+        let answered = self
+            .exchange(Through::Lane(lane), limit, trip, look_chunks(count), append)
+            .await;
+        self.looked(answered, limit, count)
+    }
+
+    /// Classic lines on the bulk connection, and then `mg` for the leases of what is absent.
+    async fn look_classic(&self, look: &Look<'_>, options: &GetOptions) -> Vec<Result<Lookup>> {
+        let count = look.part.len();
+        let limit = self.look_limit(count, options);
+        let answered = self
+            .exchange(
+                Through::Lane(Lane::Bulk),
+                limit,
+                (count, &options.trips),
+                look_chunks(count),
+                |output, _, range, answer| look.append_lines(output, range, answer),
+            )
+            .await;
+        let mut answers = self.looked(answered, limit, count);
+        let absent: Vec<usize> = (0..look.leased)
+            .filter(|&index| {
+                matches!(
+                    answers[index],
+                    Ok(Lookup::Miss { .. } | Lookup::Busy { .. })
+                )
+            })
+            .collect();
+        if absent.is_empty() {
+            return answers;
+        }
+        let positions: Vec<u32> = absent
+            .iter()
+            .map(|&index| u32::try_from(look.part.position(index)).expect("keys fit into 4 GiB"))
+            .collect();
+        let second = Look {
+            part: Part::some(look.part.keys, &positions),
+            terms: look.terms,
+            leased: positions.len(),
+        };
+        let leased = self.look_meta(&second, Lane::Bulk, options).await;
+        for (index, answer) in absent.into_iter().zip(leased) {
+            answers[index] = answer;
+        }
+        answers
+    }
+
+    fn look_limit(&self, keys: usize, options: &GetOptions) -> Limit {
+        Limit {
+            lease: options.lease,
+            ..Limit::new(self.rt, self.patience(keys, 0))
+        }
+    }
+
+    /// The answers of the one exchange of a part.
+    fn looked_once(&self, answer: Looked, limit: Limit, count: usize) -> Vec<Result<Lookup>> {
+        match answer {
+            Ok(answers) => answers,
+            Err(failure) => {
+                let error = self.failure(failure, "look-up", limit);
+                (0..count).map(|_| Err(error.clone())).collect()
+            }
+        }
+    }
+
+    /// One answer a key.
+    fn looked(
+        &self,
+        answered: Answered<Result<Lookup>>,
+        limit: Limit,
+        count: usize,
+    ) -> Vec<Result<Lookup>> {
+        let mut answers = Vec::new();
+        for (range, answer) in answered {
+            match answer {
+                // The usual case of one exchange moves nothing.
+                Ok(all) if answers.is_empty() && range.len() == count => answers = all,
+                Ok(mut some) => {
+                    answers.reserve(count - answers.len());
+                    answers.append(&mut some);
+                }
+                Err(failure) => {
+                    let error = self.failure(failure, "look-up", limit);
+                    answers.extend(range.map(|_| Err(error.clone())));
+                }
+            }
+        }
+        answers
+    }
+}
+
+impl Look<'_> {
+    /// Appends the commands for these keys of the part, and says what they expect.
+    fn append(
+        &self,
+        output: &mut Vec<u8>,
+        opaque: u32,
+        range: Range<usize>,
+        answer: Answer<Result<Lookup>>,
+    ) -> Expects {
+        let count = range.len();
+        // Few are marked each, many are closed by an `mn`: it costs the server less and proves as much.
+        let opaque = (count <= SMALL).then_some(opaque);
+        let lease = self.terms.map(|terms| terms.seconds);
+        let asked = self.leased.clamp(range.start, range.end);
+        let asking = LookFlags::new(lease, self.terms.is_some(), opaque);
+        // Keys of a batch are about as long as each other.
+        let key_length = self.part.key(range.start).len() + 4;
+        output.reserve(count * asking.command_len(key_length) + NOOP.len());
+        let mut leased = Texts::default();
+        if asked > range.start {
+            leased = Texts::with_capacity(asked - range.start, key_length);
+            for index in range.start..asked {
+                let key = self.part.key(index);
+                protocol::look(output, key, &asking);
+                leased.push(key);
+            }
+        }
+        if asked < range.end {
+            let looking = LookFlags::new(None, self.terms.is_some(), opaque);
+            for index in asked..range.end {
+                protocol::look(output, self.part.key(index), &looking);
+            }
+        }
+        if opaque.is_none() {
+            output.extend_from_slice(NOOP);
+        }
+        Expects::Looks(Looks {
+            count,
+            answers: Vec::with_capacity(count),
+            terms: self.terms,
+            leased,
+            opaque,
+            answer: Some(answer),
+        })
+    }
+
+    /// The same as classic lines, which ask for no lease.
+    fn append_lines(
+        &self,
+        output: &mut Vec<u8>,
+        range: Range<usize>,
+        answer: Answer<Result<Lookup>>,
+    ) -> Expects {
+        let mut keys = Texts::with_capacity(range.len(), self.part.key(range.start).len() + 4);
+        let mut lines = Vec::new();
+        let mut start = output.len();
+        let mut in_line = 0;
+        for index in range {
+            if in_line == CLASSIC_LINE || output.len() - start > CLASSIC_LINE_BYTES {
+                output.extend_from_slice(b"\r\n");
+                lines.push(in_line);
+                in_line = 0;
+            }
+            if in_line == 0 {
+                start = output.len();
+                output.extend_from_slice(CLASSIC);
+            }
+            let key = self.part.key(index);
+            protocol::classic_key(output, key);
+            keys.push(key);
+            in_line += 1;
+        }
+        output.extend_from_slice(b"\r\n");
+        lines.push(in_line);
+        let length = self.terms.map_or(0, |terms| terms.length);
+        Expects::Classic(Box::new(Classic::new(keys, lines, length, answer)))
+    }
+}
+
+// --- writing
+
+/// What is written, by position in the batch.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Job<'a> {
+    Fill(&'a [Fill]),
+    Set(&'a [Set]),
+    Release(&'a [Lease]),
+    Delete,
+}
+
+/// What became of a write, before it is said in the words of its call.
+pub(super) enum Outcome {
+    Written(Written),
+    /// The connection that the lease was won on is gone, or went before it answered.
+    ConnectionGone(Error),
+}
+
+impl Server {
+    /// Writes a part.
+    pub(super) async fn write(&self, part: Part<'_>, job: Job<'_>, trips: &Trips) -> Vec<Outcome> {
+        let write = Write {
+            part,
+            job,
+            wall: self.rt.wall(),
+            largest: self.item_size_max(),
+        };
+        let origin = match write.origins()[..] {
+            [] => None,
+            [origin] => Some(origin),
+            _ => return Box::pin(self.write_to_all(&write, trips)).await,
+        };
+        if !write.is_small() {
+            return Box::pin(self.write_chunks(&write, origin, trips)).await;
+        }
+        let connection = match origin {
+            Some(origin) => self.connection_of(origin),
+            None => self.live(self.lane_of(part.key(0))),
+        };
+        let limit = self.write_limit(&write);
+        let append = |output: &mut Vec<u8>, opaque, range, answer| {
+            write.append(output, opaque, range, answer)
+        };
+        match self.submit(connection, limit, (part.len(), trips), append) {
+            Some(answered) => {
+                let answer = self.answer(answered).await;
+                let mut outcomes = Vec::with_capacity(part.len());
+                self.written(&write, 0..part.len(), answer, limit, &mut outcomes);
+                outcomes
+            }
+            None => Box::pin(self.write_chunks(&write, origin, trips)).await,
+        }
+    }
+
+    /// Writes a part with leases of several connections: each goes back to its own.
+    async fn write_to_all(&self, write: &Write<'_>, trips: &Trips) -> Vec<Outcome> {
+        let part = write.part;
+        let group = |origin| {
+            let indices: Vec<usize> = (0..part.len())
+                .filter(|&index| write.job.origin(part.position(index)) == Some(origin))
+                .collect();
+            let position =
+                |&index: &usize| u32::try_from(part.position(index)).expect("keys fit into 4 GiB");
+            let positions: Vec<u32> = indices.iter().map(position).collect();
+            (origin, indices, positions)
+        };
+        let groups: Vec<_> = write.origins().into_iter().map(group).collect();
+        let groups_written = super::join_all(groups.iter().map(|(origin, _, positions)| {
+            let write = Write {
+                part: Part::some(part.keys, positions),
+                ..*write
+            };
+            async move { self.write_chunks(&write, Some(*origin), trips).await }
+        }));
+        let mut outcomes: Vec<Option<Outcome>> = Vec::new();
+        outcomes.resize_with(part.len(), || None);
+        for ((_, indices, _), written) in groups.iter().zip(groups_written.await) {
+            for (&index, outcome) in indices.iter().zip(written) {
+                outcomes[index] = Some(outcome);
+            }
+        }
+        outcomes
+            .into_iter()
+            .map(|outcome| outcome.expect("every key belongs to one group"))
+            .collect()
+    }
+
+    /// Writes a part whose leases, if it has any, are all of one connection.
+    async fn write_chunks(
+        &self,
+        write: &Write<'_>,
+        origin: Option<u64>,
+        trips: &Trips,
+    ) -> Vec<Outcome> {
+        let count = write.part.len();
+        let mut outcomes = Vec::with_capacity(count);
+        let through = match origin.map(|origin| self.connection_of(origin)) {
+            Some(Some(connection)) => Through::Only(connection),
+            Some(None) => {
+                let error = Error::new(
+                    ErrorKind::Unavailable,
+                    format!("memcached {}: the lease's connection is gone", self.name),
+                );
+                // A release's number may be somebody else's by now. A placeholder that stands ends by itself.
+                outcomes.resize_with(count, || match write.job {
+                    Job::Release(_) => Outcome::Written(Written::NotFound),
+                    _ => Outcome::ConnectionGone(error.clone()),
+                });
+                return outcomes;
+            }
+            None if write.is_small() => Through::Lane(self.lane_of(write.part.key(0))),
+            None => Through::Lane(Lane::Bulk),
+        };
+        let limit = self.write_limit(write);
+        let append = |output: &mut Vec<u8>, opaque, range, answer| {
+            write.append(output, opaque, range, answer)
+        };
+        let answered = self
+            .exchange(through, limit, (count, trips), write.chunks(), append)
+            .await;
+        for (range, answer) in answered {
+            self.written(write, range, answer, limit, &mut outcomes);
+        }
+        outcomes
+    }
+
+    fn write_limit(&self, write: &Write<'_>) -> Limit {
+        let patience = match write.job {
+            Job::Delete => self.config.flush_timeout,
+            _ => {
+                let count = write.part.len();
+                self.patience(count, write.bytes())
+            }
+        };
+        Limit::new(self.rt, patience)
+    }
+
+    /// Says what became of the writes of one exchange.
+    fn written(
+        &self,
+        write: &Write<'_>,
+        range: Range<usize>,
+        answer: Answers<Written>,
+        limit: Limit,
+        outcomes: &mut Vec<Outcome>,
+    ) {
+        match answer {
+            Ok(written) => outcomes.extend(range.zip(written).map(|(index, written)| {
+                let refused = write.refusal(index, &self.name);
+                Outcome::Written(refused.map_or(written, Written::Failed))
+            })),
+            Err(Failure::Gone(error)) => {
+                outcomes.extend(range.map(|_| Outcome::ConnectionGone(error.clone())));
+            }
+            Err(failure @ Failure::TimedOut) => {
+                let error = self.failure(failure, write.job.name(), limit);
+                let late = |_| Outcome::Written(Written::Failed(error.clone()));
+                outcomes.extend(range.map(late));
+            }
+        }
+    }
+}
+
+impl Job<'_> {
+    /// The connection that issued the lease at this position of the batch.
+    fn origin(&self, position: usize) -> Option<u64> {
+        match self {
+            Self::Fill(fills) => Some(fills[position].lease.token.origin),
+            Self::Release(leases) => Some(leases[position].token.origin),
+            Self::Set(_) | Self::Delete => None,
+        }
+    }
+
+    /// What it is called in messages.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Fill(_) => "fill",
+            Self::Set(_) => "store",
+            Self::Release(_) => "release",
+            Self::Delete => "delete",
+        }
+    }
+}
+
+/// A write of a part.
+#[derive(Clone, Copy)]
+struct Write<'a> {
+    part: Part<'a>,
+    job: Job<'a>,
+    wall: SystemTime,
+    /// The longest item the server takes.
+    largest: usize,
+}
+
+impl Write<'_> {
+    /// The connections that issued its leases; none if it has none.
+    fn origins(&self) -> SmallVec<[u64; 2]> {
+        let mut origins = SmallVec::new();
+        for index in 0..self.part.len() {
+            let Some(origin) = self.job.origin(self.part.position(index)) else {
+                break;
+            };
+            if !origins.contains(&origin) {
+                origins.push(origin);
+            }
+        }
+        origins
+    }
+
+    fn value(&self, index: usize) -> Option<&[u8]> {
+        match self.job {
+            Job::Fill(fills) => Some(&fills[self.part.position(index)].value),
+            Job::Set(sets) => Some(&sets[self.part.position(index)].value),
+            Job::Release(_) | Job::Delete => None,
+        }
+    }
+
+    /// About how many bytes are sent for it.
+    fn size(&self, index: usize) -> usize {
+        COMMAND + self.part.key(index).len() + self.value(index).map_or(0, <[u8]>::len)
+    }
+
+    /// About how many bytes are sent for all of it.
+    fn bytes(&self) -> usize {
+        (0..self.part.len()).map(|index| self.size(index)).sum()
+    }
+
+    /// Whether it is one exchange among those of small calls.
+    fn is_small(&self) -> bool {
+        match self.part.len() {
+            1 => true,
+            count => count <= SMALL && self.bytes() <= WRITE_CHUNK_BYTES,
+        }
+    }
+
+    /// Ranges of about equal size.
+    fn chunks(&self) -> impl Iterator<Item = Chunk> + Send {
+        let small = self.is_small();
+        let mut start = 0;
+        std::iter::from_fn(move || {
+            let mut end = start;
+            let mut bytes = 0;
+            while end < self.part.len()
+                && (small || end - start < WRITE_CHUNK && bytes < WRITE_CHUNK_BYTES)
+            {
+                bytes += self.size(end);
+                end += 1;
+            }
+            let range = start..end;
+            start = end;
+            (!range.is_empty()).then_some(Chunk {
+                range,
+                room: (!small).then_some(bytes),
+            })
+        })
+    }
+
+    /// Whether the value may be sent.
+    fn is_refused(&self, index: usize) -> bool {
+        self.value(index).is_some_and(|value| {
+            value.is_empty()
+                || value.len() + self.part.key(index).len() + ITEM_HEADER > self.largest
+        })
+    }
+
+    /// Why the value wasn't sent.
+    fn refusal(&self, index: usize, server: &str) -> Option<Error> {
+        if !self.is_refused(index) {
+            return None;
+        }
+        Some(match self.value(index).map_or(0, <[u8]>::len) {
+            0 => Error::new(
+                ErrorKind::Config,
+                format!(
+                    "memcached {server}: an empty value can't be stored, since it means a placeholder"
+                ),
+            ),
+            length => Error::new(
+                ErrorKind::TooLarge,
+                format!(
+                    "memcached {server}: a value of {length} bytes wasn't sent, because an item may have {} with \
+                     key and header; raise the server's limit (-I) and `max_item`",
+                    self.largest
+                ),
+            ),
+        })
+    }
+
+    /// Appends the commands for these keys of the part, and says what they expect.
+    fn append(
+        &self,
+        output: &mut Vec<u8>,
+        opaque: u32,
+        range: Range<usize>,
+        answer: Answer<Written>,
+    ) -> Expects {
+        let count = range.len();
+        if count == 1 && self.append_one(output, range.start, opaque, Quiet::No) {
+            return Expects::Writes(Writes::single(opaque, Some(answer)));
+        }
+        if count > 1 {
+            output.reserve(range.clone().map(|index| self.size(index)).sum::<usize>() + NOOP.len());
+            for (mark, index) in range.enumerate() {
+                let mark = u32::try_from(mark).expect("a chunk has a few hundred keys");
+                self.append_one(output, index, mark, Quiet::Yes);
+            }
+        }
+        output.extend_from_slice(NOOP);
+        Expects::Writes(Writes::quiet(count, Some(answer)))
+    }
+
+    /// Appends the command for one key, if there is one.
+    fn append_one(&self, output: &mut Vec<u8>, index: usize, opaque: u32, quiet: Quiet) -> bool {
+        let position = self.part.position(index);
+        let key = self.part.key(index);
+        match self.job {
+            // A lease that can't be used is given back: its placeholder would keep all others waiting.
+            Job::Fill(fills) if self.is_refused(index) => {
+                let cas = fills[position].lease.token.token[0];
+                protocol::delete(output, key, Some(cas), opaque, quiet);
+            }
+            Job::Fill(fills) => {
+                let fill = &fills[position];
+                let cas = fill.lease.token.token[0];
+                let ttl = self.ttl(fill.ttl);
+                protocol::store(output, key, &fill.value, Some(cas), ttl, opaque, quiet);
+            }
+            Job::Set(_) if self.is_refused(index) => return false,
+            Job::Set(sets) => {
+                let set = &sets[position];
+                let ttl = self.ttl(set.ttl);
+                protocol::store(output, key, &set.value, None, ttl, opaque, quiet);
+            }
+            Job::Release(leases) => {
+                let cas = leases[position].token.token[0];
+                protocol::delete(output, key, Some(cas), opaque, quiet);
+            }
+            Job::Delete => protocol::delete(output, key, None, opaque, quiet),
+        }
+        true
+    }
+
+    /// The time to live as the server reads it; 0 is for ever.
+    fn ttl(&self, ttl: Option<Duration>) -> u64 {
+        let Some(seconds) = ttl.map(whole_seconds) else {
+            return 0;
+        };
+        if seconds <= LONGEST_RELATIVE {
+            return seconds;
+        }
+        let now = self.wall.duration_since(SystemTime::UNIX_EPOCH);
+        // The server's dates end in 2106.
+        let date = now.map_or(0, |now| now.as_secs()).saturating_add(seconds);
+        date.min(u64::from(u32::MAX))
+    }
+}
+
+/// Why a fill that found another state than its lease's was lost.
+pub(super) fn fill_outcome(
+    outcome: Outcome,
+    lease: &Lease,
+    now: SystemTime,
+) -> Result<FillOutcome> {
+    match outcome {
+        Outcome::ConnectionGone(_) => Ok(FillOutcome::Lost(Lost::ConnectionGone)),
+        Outcome::Written(Written::Done) => Ok(FillOutcome::Stored),
+        Outcome::Written(Written::NotFound) if Terms::has_expired(lease, now) => {
+            Ok(FillOutcome::Lost(Lost::Expired))
+        }
+        Outcome::Written(Written::Exists | Written::NotFound | Written::NotStored) => {
+            Ok(FillOutcome::Lost(Lost::Voided))
+        }
+        Outcome::Written(Written::Failed(error)) => Err(error),
+    }
+}
+
+/// A delete or release: what is gone, or no longer the same, needs no deleting.
+pub(super) fn deleted(outcome: Outcome) -> Result<()> {
+    match outcome {
+        Outcome::Written(Written::Failed(error)) | Outcome::ConnectionGone(error) => Err(error),
+        Outcome::Written(_) => Ok(()),
+    }
+}
+
+/// An unconditional store.
+pub(super) fn stored(outcome: Outcome) -> Result<()> {
+    match outcome {
+        Outcome::Written(Written::Done) => Ok(()),
+        Outcome::Written(Written::Failed(error)) | Outcome::ConnectionGone(error) => Err(error),
+        Outcome::Written(Written::Exists | Written::NotFound | Written::NotStored) => {
+            Err(Error::new(
+                ErrorKind::Protocol,
+                "memcached: an unconditional store wasn't stored",
+            ))
+        }
+    }
+}

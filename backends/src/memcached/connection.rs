@@ -1,0 +1,654 @@
+//! One connection: a socket, the task that owns it, and what is under way on it.
+//!
+//! Callers append their commands to the connection's buffer and queue what they expect under one short lock; the task
+//! writes the buffer, reads replies, and answers. It reads while it writes, always: a server that can't send stops
+//! reading, so writing everything first would hang both. While several requests are under way it lets every task that
+//! can run go first and add its own, so that requests of many tasks leave in one write.
+//!
+//! A connection never outlives its socket, and the buffer belongs to this very socket. So a lease that was won here can
+//! be used up here and nowhere else: what the socket's end leaves in the buffer is never written to the next one.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use larder_core::{Error, ErrorKind, Instant, Rt};
+use tokio::io::{AsyncReadExt as _, AsyncWrite as _};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::exchange::{self, Exchange, Expects, Failure, Orphan, Progress, Writes};
+use super::handshake::Greeted;
+use super::protocol::{self, NOOP, Parser, Quiet, Violation};
+use super::transport::Io;
+
+/// Bytes of requests that bulk calls may have under way on one connection.
+pub(super) const WINDOW: usize = 1 << 20;
+
+/// How much is read at once, at least.
+const READ_SPACE: usize = 16 << 10;
+
+/// How much room a read buffer is made with. Values are slices of it, and keep it alive.
+const READ_BUFFER: usize = 64 << 10;
+
+/// An output buffer that grew beyond this is given back.
+const KEEP_OUTPUT: usize = 256 << 10;
+
+/// How long the reply of an abandoned lease's release is waited for.
+const RELEASE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Numbers every connection that this process ever made.
+static GENERATIONS: AtomicU64 = AtomicU64::new(0);
+
+/// What one server's connections count.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub(super) trips: AtomicU64,
+    pub(super) keys: AtomicU64,
+    pub(super) bytes_out: AtomicU64,
+    pub(super) bytes_in: AtomicU64,
+    pub(super) connects: AtomicU64,
+    pub(super) protocol_violations: AtomicU64,
+    pub(super) out_of_memory: AtomicU64,
+}
+
+/// Who is told how the server does.
+pub(super) trait Watch: Send + Sync + 'static {
+    /// Replies came.
+    fn heard(&self);
+
+    /// A deadline passed; `silent` if nothing at all had come while it ran.
+    fn missed(&self, silent: bool);
+}
+
+/// A connection's handle. Dropping it lets what is under way end, and closes the socket.
+#[derive(Debug)]
+pub(super) struct Connection {
+    shared: Arc<Shared>,
+    /// The room for bulk calls: permits are bytes.
+    pub(super) window: Arc<Semaphore>,
+    /// The server's version.
+    pub(super) version: String,
+}
+
+#[derive(Debug)]
+struct Shared {
+    generation: u64,
+    /// Exchanges that have no answer yet.
+    outstanding: AtomicU64,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Commands that the task hasn't taken yet, and what each expects.
+    output: Vec<u8>,
+    queue: Vec<Exchange>,
+    phase: Phase,
+    waker: Option<Waker>,
+    /// The task waits for anything to do.
+    parked: bool,
+    /// When the task looks at deadlines next.
+    alarm: Option<Instant>,
+    /// The earliest deadline of the queue.
+    earliest: Option<Instant>,
+    opaque: u32,
+    /// Until when a lease may stand that was won here.
+    leased_until: Option<Instant>,
+}
+
+#[derive(Clone, Debug)]
+enum Phase {
+    Open,
+    /// Takes nothing new; ends once everything is answered.
+    Draining,
+    Ended(Error),
+}
+
+/// When a request's caller stops waiting.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limit {
+    pub(super) deadline: Instant,
+    pub(super) patience: Duration,
+    /// How long a lease may stand that is won by it.
+    pub(super) lease: Option<Duration>,
+}
+
+impl Limit {
+    /// So long from now on.
+    pub(super) fn new(rt: Rt, patience: Duration) -> Self {
+        Self {
+            deadline: rt.now() + patience,
+            patience,
+            lease: None,
+        }
+    }
+}
+
+impl Connection {
+    /// The number of this very connection, which no other ever has: the origin of the leases won on it.
+    pub(super) fn generation(&self) -> u64 {
+        self.shared.generation
+    }
+
+    /// Exchanges that have no answer yet.
+    pub(super) fn outstanding(&self) -> u64 {
+        self.shared.outstanding.load(Ordering::Relaxed)
+    }
+
+    /// Hands a request to the socket: `build` appends its commands and says what they expect.
+    ///
+    /// It gets an opaque that differs from those of everything else under way. Fails if the connection has ended.
+    pub(super) fn submit(
+        &self,
+        limit: Limit,
+        room: Option<OwnedSemaphorePermit>,
+        build: impl FnOnce(&mut Vec<u8>, u32) -> Expects,
+    ) -> Result<(), Error> {
+        let mut state = self.shared.lock();
+        match &state.phase {
+            Phase::Open => {}
+            Phase::Draining => {
+                return Err(Error::new(
+                    ErrorKind::Unavailable,
+                    "the memcached client is closed",
+                ));
+            }
+            Phase::Ended(error) => return Err(error.clone()),
+        }
+        let waker = state.push(limit, room, build);
+        self.shared.outstanding.fetch_add(1, Ordering::Relaxed);
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        Ok(())
+    }
+
+    /// Takes nothing new, and ends once everything is answered.
+    pub(super) fn drain(&self) {
+        let mut state = self.shared.lock();
+        if matches!(state.phase, Phase::Open) {
+            state.phase = Phase::Draining;
+        }
+        let waker = state.unpark();
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.drain();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while it holds the lock but a caller's `build`, and that only appends.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Queues a request, and says whom to wake.
+    fn push(
+        &mut self,
+        limit: Limit,
+        room: Option<OwnedSemaphorePermit>,
+        build: impl FnOnce(&mut Vec<u8>, u32) -> Expects,
+    ) -> Option<Waker> {
+        self.opaque = self.opaque.wrapping_add(1) & 0xffff;
+        let expects = build(&mut self.output, self.opaque);
+        self.queue.push(Exchange {
+            expects,
+            deadline: limit.deadline,
+            patience: limit.patience,
+            _room: room,
+        });
+        if self
+            .earliest
+            .is_none_or(|earliest| limit.deadline < earliest)
+        {
+            self.earliest = Some(limit.deadline);
+        }
+        if let Some(lease) = limit.lease {
+            self.leased_until = self.leased_until.max(Some(limit.deadline + lease));
+        }
+        let in_time = self.alarm.is_some_and(|alarm| alarm <= limit.deadline);
+        match self.parked || !in_time {
+            true => self.unpark(),
+            false => None,
+        }
+    }
+
+    fn unpark(&mut self) -> Option<Waker> {
+        self.parked = false;
+        self.waker.clone()
+    }
+}
+
+/// What a connection's task needs to know beside its socket.
+pub(super) struct Setting<W> {
+    pub(super) rt: Rt,
+    pub(super) server: Arc<str>,
+    pub(super) counters: Arc<Counters>,
+    pub(super) watch: W,
+    /// How long the server may be silent while something is under way.
+    pub(super) stall: Duration,
+    /// Ends after this long without a request.
+    pub(super) idle: Option<Duration>,
+}
+
+/// Makes a connection of an open socket; the task is to be run, and ends with the socket.
+pub(super) fn connection<W: Watch>(
+    io: Io,
+    greeted: Greeted,
+    setting: Setting<W>,
+) -> (Connection, Task<W>) {
+    let shared = Arc::new(Shared {
+        generation: GENERATIONS.fetch_add(1, Ordering::Relaxed) + 1,
+        outstanding: AtomicU64::new(0),
+        state: Mutex::new(State {
+            output: Vec::new(),
+            queue: Vec::new(),
+            phase: Phase::Open,
+            waker: None,
+            parked: false,
+            alarm: None,
+            earliest: None,
+            opaque: 0,
+            leased_until: None,
+        }),
+    });
+    let task = Task {
+        shared: Arc::clone(&shared),
+        last_use: setting.rt.now(),
+        setting,
+        io,
+        parser: greeted.parser,
+        input: greeted.input,
+        output: Vec::new(),
+        written: 0,
+        in_flight: VecDeque::new(),
+        silent_since: None,
+        alarm: None,
+        gathered: false,
+        answered: 0,
+    };
+    let connection = Connection {
+        shared,
+        window: Arc::new(Semaphore::new(WINDOW)),
+        version: greeted.version,
+    };
+    (connection, task)
+}
+
+/// The owner of one socket.
+pub(super) struct Task<W: Watch> {
+    setting: Setting<W>,
+    shared: Arc<Shared>,
+    io: Io,
+    parser: Parser,
+    /// Bytes read and not parsed yet.
+    input: BytesMut,
+    /// Commands taken from the callers, of which so many bytes are written.
+    output: Vec<u8>,
+    written: usize,
+    /// What the commands taken so far expect, in order.
+    in_flight: VecDeque<Exchange>,
+    /// Since when something is under way and nothing comes.
+    silent_since: Option<Instant>,
+    last_use: Instant,
+    alarm: Option<Alarm>,
+    /// The other tasks had their turn since the last write.
+    gathered: bool,
+    /// Exchanges answered since the last write.
+    answered: usize,
+}
+
+type Alarm = (Instant, Pin<Box<dyn Future<Output = ()> + Send>>);
+
+/// Why a connection ended.
+#[derive(Debug)]
+pub(super) enum End {
+    /// It was told to, or nobody used it.
+    Closed,
+    /// It was lost, or is of no use any more.
+    Lost(Error),
+}
+
+enum Step {
+    Gather,
+    End(End),
+}
+
+impl<W: Watch> Task<W> {
+    /// Serves the connection until it ends.
+    pub(super) async fn run(mut self) -> End {
+        loop {
+            match poll_fn(|cx| self.poll(cx)).await {
+                Step::Gather => self.setting.rt.yield_now().await,
+                Step::End(end) => {
+                    self.finish(match &end {
+                        End::Closed => self.error("the connection was closed", None),
+                        End::Lost(error) => error.clone(),
+                    });
+                    return end;
+                }
+            }
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
+        loop {
+            let has_read = match self.poll_read(cx) {
+                Poll::Ready(Ok(())) => true,
+                Poll::Ready(Err(end)) => return Poll::Ready(Step::End(end)),
+                Poll::Pending => false,
+            };
+            match self.poll_write(cx) {
+                Poll::Ready(Ok(())) if has_read => {}
+                Poll::Ready(Ok(())) => match self.take(cx) {
+                    Taken::Some => {}
+                    Taken::Nothing => break,
+                    Taken::Later => return Poll::Ready(Step::Gather),
+                    Taken::Drained => return Poll::Ready(Step::End(End::Closed)),
+                },
+                Poll::Ready(Err(end)) => return Poll::Ready(Step::End(end)),
+                Poll::Pending if has_read => {}
+                Poll::Pending => break,
+            }
+        }
+        while let Some((_, alarm)) = &mut self.alarm {
+            ready!(alarm.as_mut().poll(cx));
+            self.alarm = None;
+            if let Some(end) = self.check_deadlines() {
+                return Poll::Ready(Step::End(end));
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Reads once and answers what is whole.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+        if self.input.capacity() - self.input.len() < READ_SPACE {
+            let wanted = self.parser.wants().saturating_sub(self.input.len());
+            self.input.reserve(wanted.max(READ_BUFFER));
+        }
+        let read = pin!(self.io.reader.read_buf(&mut self.input));
+        let count = match ready!(read.poll(cx)) {
+            Ok(0) => return Poll::Ready(Err(self.lost("the server closed the connection", None))),
+            Ok(count) => count,
+            Err(error) => {
+                return Poll::Ready(Err(self.lost("the connection was lost", Some(error))));
+            }
+        };
+        let counters = &self.setting.counters;
+        counters.bytes_in.fetch_add(count as u64, Ordering::Relaxed);
+        let answered = match self.answer() {
+            Ok(answered) => answered,
+            Err(violation) => {
+                let counters = &self.setting.counters;
+                counters.protocol_violations.fetch_add(1, Ordering::Relaxed);
+                let error = Error::new(
+                    ErrorKind::Protocol,
+                    format!(
+                        "memcached {}: {}; the connection was closed",
+                        self.setting.server, violation.0
+                    ),
+                );
+                return Poll::Ready(Err(End::Lost(error)));
+            }
+        };
+        self.silent_since = match self.in_flight.is_empty() {
+            true => None,
+            false => Some(self.setting.rt.now()),
+        };
+        if answered > 0 {
+            self.answered += answered;
+            self.shared
+                .outstanding
+                .fetch_sub(answered as u64, Ordering::Relaxed);
+            self.setting.watch.heard();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Hands the replies that are whole to what expects them; says how many exchanges ended.
+    fn answer(&mut self) -> Result<usize, Violation> {
+        let mut answered = 0;
+        let mut out_of_memory = 0;
+        let mut orphans = Vec::new();
+        let mut context = exchange::Context {
+            server: &self.setting.server,
+            generation: self.shared.generation,
+            out_of_memory: &mut out_of_memory,
+            orphans: &mut orphans,
+        };
+        while let Some(reply) = self.parser.next(&mut self.input)? {
+            let Some(exchange) = self.in_flight.front_mut() else {
+                return Err(Violation("a reply that nobody asked for"));
+            };
+            if exchange.accept(reply, &mut context)? == Progress::Done {
+                self.in_flight.pop_front();
+                answered += 1;
+            }
+        }
+        if out_of_memory > 0 {
+            let counters = &self.setting.counters;
+            counters
+                .out_of_memory
+                .fetch_add(out_of_memory, Ordering::Relaxed);
+        }
+        if !orphans.is_empty() {
+            self.release(orphans);
+        }
+        Ok(answered)
+    }
+
+    /// Gives back leases whose winners have left: their placeholders would keep all others waiting.
+    fn release(&self, orphans: Vec<Orphan>) {
+        let limit = Limit::new(self.setting.rt, RELEASE_PATIENCE);
+        let mut state = self.shared.lock();
+        // The task is awake, so there is nobody to wake.
+        let _ = state.push(limit, None, |output, _| {
+            for (position, orphan) in orphans.iter().enumerate() {
+                let opaque = u32::try_from(position).expect("a batch has fewer keys");
+                protocol::delete(output, &orphan.key, Some(orphan.cas), opaque, Quiet::Yes);
+            }
+            output.extend_from_slice(NOOP);
+            Expects::Writes(Writes::quiet(orphans.len(), None))
+        });
+        self.shared.outstanding.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Writes what was taken; ready when all of it is written.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+        while self.written < self.output.len() {
+            let rest = &self.output[self.written..];
+            match ready!(Pin::new(&mut self.io.writer).poll_write(cx, rest)) {
+                Ok(0) => return Poll::Ready(Err(self.lost("the server takes no more", None))),
+                Ok(count) => {
+                    self.written += count;
+                    let counters = &self.setting.counters;
+                    counters
+                        .bytes_out
+                        .fetch_add(count as u64, Ordering::Relaxed);
+                }
+                Err(error) => {
+                    return Poll::Ready(Err(self.lost("the connection was lost", Some(error))));
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Takes what the callers have added; the output is all written.
+    fn take(&mut self, cx: &mut Context<'_>) -> Taken {
+        let mut state = self.shared.lock();
+        // Who was just answered, or runs beside who has asked, is about to ask.
+        let under_way = match state.queue.is_empty() {
+            true => self.answered,
+            false => self.answered.max(self.in_flight.len() + state.queue.len()),
+        };
+        if under_way > 1 && !self.gathered {
+            self.gathered = true;
+            return Taken::Later;
+        }
+        self.gathered = false;
+        self.answered = 0;
+        if state.queue.is_empty() {
+            if matches!(state.phase, Phase::Draining) && self.in_flight.is_empty() {
+                return Taken::Drained;
+            }
+            state.parked = true;
+            if !state
+                .waker
+                .as_ref()
+                .is_some_and(|waker| waker.will_wake(cx.waker()))
+            {
+                state.waker = Some(cx.waker().clone());
+            }
+            let idle = self.setting.idle.map(|idle| self.last_use + idle);
+            if let (Some(idle), None) = (idle, state.alarm) {
+                state.alarm = Some(idle);
+                self.alarm = Some(alarm(self.setting.rt, idle));
+                drop(state);
+            }
+            return Taken::Nothing;
+        }
+        self.output.clear();
+        self.written = 0;
+        std::mem::swap(&mut state.output, &mut self.output);
+        if state.output.capacity() > KEEP_OUTPUT {
+            state.output = Vec::new();
+        }
+        let was_idle = self.in_flight.is_empty();
+        self.in_flight.extend(state.queue.drain(..));
+        let earliest = state.earliest.take();
+        let now = self.setting.rt.now();
+        self.last_use = now;
+        if was_idle {
+            self.silent_since = Some(now);
+        }
+        let check = now + self.setting.stall;
+        let check = earliest.map_or(check, |earliest| earliest.min(check));
+        if state.alarm.is_none_or(|alarm| check < alarm) {
+            state.alarm = Some(check);
+            self.alarm = Some(alarm(self.setting.rt, check));
+        }
+        Taken::Some
+    }
+
+    /// Ends what has waited too long, and says if the connection has to go.
+    fn check_deadlines(&mut self) -> Option<End> {
+        let now = self.setting.rt.now();
+        let silence = self
+            .silent_since
+            .map_or(Duration::ZERO, |since| now.duration_since(since));
+        let mut missed = None;
+        let mut next = None;
+        let mut state = self.shared.lock();
+        for exchange in self.in_flight.iter_mut().chain(&mut state.queue) {
+            if !exchange.is_waiting() {
+                continue;
+            }
+            if exchange.deadline <= now {
+                exchange.fail(Failure::TimedOut);
+                // A request written a moment before the deadline, because this process was held up, proves nothing.
+                let silent = silence >= exchange.patience * 3 / 4;
+                missed = Some(missed.unwrap_or(false) || silent);
+            } else if next.is_none_or(|next| exchange.deadline < next) {
+                next = Some(exchange.deadline);
+            }
+        }
+        state.earliest = None;
+        let under_way = !self.in_flight.is_empty() || !state.queue.is_empty();
+        if under_way {
+            if silence >= self.setting.stall {
+                drop(state);
+                self.setting.watch.missed(true);
+                return Some(self.lost("the server was silent for too long", None));
+            }
+            let stalled = self.silent_since.unwrap_or(now) + self.setting.stall;
+            next = Some(next.map_or(stalled, |next| next.min(stalled)));
+        } else if let Some(idle) = self.setting.idle {
+            let until = (self.last_use + idle).max(state.leased_until.unwrap_or(self.last_use));
+            if until <= now {
+                state.phase = Phase::Ended(self.error("the connection was idle", None));
+                return Some(End::Closed);
+            }
+            next = Some(until);
+        }
+        state.alarm = next;
+        drop(state);
+        self.alarm = next.map(|next| alarm(self.setting.rt, next));
+        if let Some(silent) = missed {
+            self.setting.watch.missed(silent);
+        }
+        None
+    }
+
+    fn lost(&self, what: &str, source: Option<std::io::Error>) -> End {
+        End::Lost(self.error(what, source))
+    }
+
+    fn error(&self, what: &str, source: Option<std::io::Error>) -> Error {
+        let server = &self.setting.server;
+        match source {
+            Some(source) => Error::with_source(
+                ErrorKind::Unavailable,
+                format!("memcached {server}: {what} ({source})"),
+                source,
+            ),
+            None => Error::new(
+                ErrorKind::Unavailable,
+                format!("memcached {server}: {what}"),
+            ),
+        }
+    }
+
+    /// Answers everything that has no answer. What was written may have been executed.
+    fn finish(&mut self, error: Error) {
+        let mut state = self.shared.lock();
+        if !matches!(state.phase, Phase::Ended(_)) {
+            state.phase = Phase::Ended(error.clone());
+        }
+        let queue = std::mem::take(&mut state.queue);
+        state.output = Vec::new();
+        state.waker = None;
+        drop(state);
+        for mut exchange in self.in_flight.drain(..).chain(queue) {
+            exchange.fail(Failure::Gone(error.clone()));
+        }
+        self.shared.outstanding.store(0, Ordering::Relaxed);
+    }
+}
+
+impl<W: Watch> Drop for Task<W> {
+    fn drop(&mut self) {
+        // Does nothing if `run` came to its end; a runtime that shuts down drops it before.
+        let error = self.error("the runtime of the connection was shut down", None);
+        self.finish(error);
+    }
+}
+
+enum Taken {
+    Some,
+    Nothing,
+    /// The other tasks go first.
+    Later,
+    /// Nothing is under way, and nothing may be added.
+    Drained,
+}
+
+fn alarm(rt: Rt, at: Instant) -> Alarm {
+    (at, Box::pin(async move { rt.sleep_until(at).await }))
+}

@@ -1,0 +1,70 @@
+//! `docs/reference.toml` is true: it is read as it stands, lacks no key, and shows no default.
+#![cfg(all(feature = "memory", feature = "memcached"))]
+
+use std::fmt::Debug;
+
+use larder_backends::memcached::MemcachedConfig;
+use larder_backends::{MemoryConfig, Registry};
+use larder_core::{Config, Rt, config};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+const REFERENCE: &str = include_str!("../../docs/reference.toml");
+
+fn table(name: &str) -> Config {
+    Config::default()
+        .toml_table(REFERENCE, "reference.toml", name)
+        .unwrap()
+}
+
+/// Every key of the struct is in the table, with a value that isn't the default.
+#[track_caller]
+fn check<T: DeserializeOwned + Serialize + Default + Debug>(name: &str) {
+    let written: T = table(name).settings().unwrap().parse().unwrap();
+    let fields = |config: &T| toml::Table::try_from(config).unwrap();
+    let (written, default) = (fields(&written), fields(&T::default()));
+    let document: toml::Table = REFERENCE.parse().unwrap();
+    for key in config::known_keys::<T>() {
+        assert!(
+            document[name].get(key).is_some(),
+            "`{key}` isn't in the table {name}"
+        );
+        assert_ne!(
+            written.get(key),
+            default.get(key),
+            "`{key}` shows its default"
+        );
+    }
+}
+
+#[test]
+fn every_key_of_memcached_is_shown() {
+    check::<MemcachedConfig>("cache");
+}
+
+#[test]
+fn every_key_of_memory_is_shown() {
+    check::<MemoryConfig>("development");
+}
+
+#[test]
+fn keys_of_every_backend_are_shown() {
+    let document: toml::Table = REFERENCE.parse().unwrap();
+    for key in ["url", "backend", "prefix", "prefix_file"] {
+        let shown = |table: &str| document[table].get(key).is_some();
+        assert!(
+            shown("cache") || shown("development"),
+            "`{key}` isn't shown"
+        );
+    }
+    let prefix = |name: &str| table(name).settings().unwrap().prefix().unwrap();
+    assert_eq!(prefix("cache").prefix.unwrap().as_str(), "git-3f2a91c");
+    assert!(prefix("development").file.is_some());
+}
+
+#[tokio::test]
+async fn stores_open_as_written() {
+    let open = |name: &str| Registry::new().open(&table(name), Rt::new()).unwrap().0;
+    assert_eq!(open("development").to_string(), "memory (128 MiB)");
+    assert_eq!(open("cache").stats().servers.len(), 3);
+}

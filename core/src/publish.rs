@@ -1,0 +1,59 @@
+//! The backend's numbers through the `metrics` facade (feature `metrics`).
+//!
+//! Accessors count into the facade as they go. A backend keeps plain numbers, which are copied every few seconds for as
+//! long as the cache lives.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use crate::Rt;
+use crate::contract::{Backend, BackendStats, ServerStats};
+
+/// How old the facade's numbers about a backend may be.
+const PERIOD: Duration = Duration::from_secs(5);
+
+/// Copies the backend's numbers until it is gone.
+pub(crate) async fn keep_publishing(backend: Weak<dyn Backend>, rt: Rt) {
+    while let Some(backend) = backend.upgrade() {
+        publish(&backend.stats());
+        drop::<Arc<_>>(backend);
+        rt.sleep(PERIOD).await;
+    }
+}
+
+fn publish(stats: &BackendStats) {
+    for server in &stats.servers {
+        publish_server(server);
+    }
+}
+
+fn publish_server(stats: &ServerStats) {
+    let server = || ("server", stats.server.clone());
+    let counter = |name: &'static str, value| metrics::counter!(name, &[server()]).absolute(value);
+    counter("larder_trips_total", stats.trips);
+    counter("larder_trip_keys_total", stats.keys);
+    counter("larder_connects_total", stats.connects);
+    counter(
+        "larder_protocol_violations_total",
+        stats.protocol_violations,
+    );
+    counter("larder_out_of_memory_total", stats.out_of_memory);
+    for (direction, bytes) in [("in", stats.bytes_in), ("out", stats.bytes_out)] {
+        let labels = [server(), ("direction", direction.to_owned())];
+        metrics::counter!("larder_bytes_total", &labels).absolute(bytes);
+    }
+    let gauge = |name: &'static str, value| metrics::gauge!(name, &[server()]).set(value as f64);
+    gauge("larder_in_flight", stats.in_flight);
+    gauge("larder_server_down", u64::from(stats.state == "down"));
+    for (name, value) in [
+        ("larder_stored_entries", stats.entries),
+        ("larder_stored_bytes", stats.stored_bytes),
+    ] {
+        if let Some(value) = value {
+            gauge(name, value);
+        }
+    }
+    if let Some(evictions) = stats.evictions {
+        counter("larder_evictions_total", evictions);
+    }
+}

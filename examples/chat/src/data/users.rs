@@ -1,0 +1,263 @@
+//! People: read with every page of messages, and changed now and then.
+
+use std::fmt;
+use std::time::Duration;
+
+use larder::{BoxError, Dataset, Form, KeyPart, KeyWriter, Lifetime, Plain};
+use serde::{Deserialize, Serialize};
+use sqlx::sqlite::SqliteConnection;
+
+use super::{UserId, id_list};
+use crate::db::Db;
+
+/// A user.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct User {
+    /// Its id.
+    pub id: UserId,
+    /// The name shown beside messages.
+    pub full_name: String,
+    /// Where mail goes; no two users have the same.
+    pub email: Email,
+    /// Whether the user may send messages.
+    pub is_active: bool,
+}
+
+/// Users by id.
+#[derive(Debug)]
+pub struct Users;
+
+/// How a user is stored: the address as plain text, checked again when it is read.
+///
+/// An [`Email`] checks what it is made of, so that the shape of a type with one inside can't be derived by trying; the
+/// shape of this can.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct StoredUser<T> {
+    id: UserId,
+    full_name: T,
+    email: T,
+    is_active: bool,
+}
+
+impl Form<User> for StoredUser<String> {
+    type Out<'a> = StoredUser<&'a str>;
+    type In = Self;
+
+    fn to_stored(user: &User) -> Result<StoredUser<&str>, BoxError> {
+        Ok(StoredUser {
+            id: user.id,
+            full_name: &user.full_name,
+            email: user.email.as_str(),
+            is_active: user.is_active,
+        })
+    }
+
+    fn from_stored(stored: Self) -> Result<User, BoxError> {
+        Ok(User {
+            id: stored.id,
+            full_name: stored.full_name,
+            email: Email::new(&stored.email)?,
+            is_active: stored.is_active,
+        })
+    }
+}
+
+impl Dataset for Users {
+    const NAME: &'static str = "user";
+    const LIFETIME: Lifetime = Lifetime::Ttl(Duration::from_hours(1));
+
+    type Source = Db;
+    type Key = UserId;
+    type Value = User;
+    type Form = StoredUser<String>;
+    type Error = sqlx::Error;
+
+    async fn load(
+        db: &mut SqliteConnection,
+        ids: Vec<UserId>,
+    ) -> sqlx::Result<Vec<(UserId, User)>> {
+        let rows: Vec<(i64, String, String, bool)> = sqlx::query_as(
+            "SELECT id, full_name, email, is_active FROM users WHERE id IN (SELECT value FROM json_each(?))",
+        )
+        .bind(id_list(&ids))
+        .fetch_all(db)
+        .await?;
+        Ok(rows
+            .into_iter()
+            .map(|(id, full_name, email, is_active)| {
+                let id = UserId(id);
+                let user = User {
+                    id,
+                    full_name,
+                    email: Email(email),
+                    is_active,
+                };
+                (id, user)
+            })
+            .collect())
+    }
+}
+
+/// Ids of users by e-mail address.
+///
+/// It answers the id and not the user, so that a new name leaves these entries alone: only the address itself matters.
+#[derive(Debug)]
+pub struct UsersByEmail;
+
+impl Dataset for UsersByEmail {
+    const NAME: &'static str = "user_by_email";
+    const LIFETIME: Lifetime = Lifetime::Ttl(Duration::from_hours(1));
+
+    type Source = Db;
+    type Key = Email;
+    type Value = UserId;
+    type Form = Plain;
+    type Error = sqlx::Error;
+
+    async fn load(
+        db: &mut SqliteConnection,
+        emails: Vec<Email>,
+    ) -> sqlx::Result<Vec<(Email, UserId)>> {
+        let rows: Vec<(String, i64)> = sqlx::query_as(
+            "SELECT email, id FROM users WHERE email IN (SELECT value FROM json_each(?))",
+        )
+        .bind(id_list(&emails))
+        .fetch_all(db)
+        .await?;
+        Ok(rows
+            .into_iter()
+            .map(|(email, id)| (Email(email), UserId(id)))
+            .collect())
+    }
+}
+
+/// An e-mail address in lower case: the key and the loader see the same.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Email(String);
+
+impl Email {
+    /// The address in this text, without the blanks around it.
+    pub fn new(text: &str) -> Result<Self, BadEmail> {
+        let address = text.trim().to_lowercase();
+        let blank = |c: char| c.is_whitespace() || c.is_control();
+        let parts = address.split_once('@');
+        let good = address.len() <= 254
+            && !address.contains(blank)
+            && parts.is_some_and(|(local, domain)| {
+                !local.is_empty() && !domain.is_empty() && !domain.contains('@')
+            });
+        if good {
+            Ok(Self(address))
+        } else {
+            Err(BadEmail)
+        }
+    }
+
+    /// The address.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Why a text is not an e-mail address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadEmail;
+
+impl fmt::Display for BadEmail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "not an e-mail address: it takes NAME@DOMAIN, without blanks and at most 254 bytes",
+        )
+    }
+}
+
+impl std::error::Error for BadEmail {}
+
+impl TryFrom<String> for Email {
+    type Error = BadEmail;
+
+    fn try_from(text: String) -> Result<Self, BadEmail> {
+        Self::new(&text)
+    }
+}
+
+impl From<Email> for String {
+    fn from(email: Email) -> Self {
+        email.0
+    }
+}
+
+impl KeyPart for Email {
+    fn write(&self, key: &mut KeyWriter<'_>) {
+        // People choose their addresses, of any length.
+        key.digest(self.0.as_bytes());
+    }
+}
+
+/// Fields of a user to change; those left out stay.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UserPatch {
+    /// The new name.
+    pub full_name: Option<String>,
+    /// The new address.
+    pub email: Option<Email>,
+    /// Whether the user may send messages from now on.
+    pub is_active: Option<bool>,
+}
+
+impl UserPatch {
+    /// Whether it changes nothing.
+    pub fn is_empty(&self) -> bool {
+        self.full_name.is_none() && self.email.is_none() && self.is_active.is_none()
+    }
+
+    /// The user after the change.
+    pub fn apply(self, before: &User) -> User {
+        User {
+            id: before.id,
+            full_name: self.full_name.unwrap_or_else(|| before.full_name.clone()),
+            email: self.email.unwrap_or_else(|| before.email.clone()),
+            is_active: self.is_active.unwrap_or(before.is_active),
+        }
+    }
+}
+
+impl User {
+    /// Stores every field of a user that exists.
+    pub async fn update(&self, db: &mut SqliteConnection) -> sqlx::Result<()> {
+        sqlx::query("UPDATE users SET full_name = ?, email = ?, is_active = ? WHERE id = ?")
+            .bind(&self.full_name)
+            .bind(self.email.as_str())
+            .bind(self.is_active)
+            .bind(self.id.0)
+            .execute(db)
+            .await?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{BadEmail, Email};
+
+    #[track_caller]
+    fn check(text: &str, expected: Result<&str, BadEmail>) {
+        assert_eq!(
+            Email::new(text).as_ref().map(Email::as_str),
+            expected.as_ref().copied()
+        );
+    }
+
+    #[test]
+    fn addresses_are_normalised_or_refused() {
+        check(" Ada@Example.COM ", Ok("ada@example.com"));
+        check("ada", Err(BadEmail));
+        check("@example.com", Err(BadEmail));
+        check("ada@", Err(BadEmail));
+        check("a@b@c", Err(BadEmail));
+        check("a da@example.com", Err(BadEmail));
+        check(&format!("{}@example.com", "a".repeat(250)), Err(BadEmail));
+    }
+}

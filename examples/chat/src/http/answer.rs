@@ -1,0 +1,199 @@
+//! Answers: JSON, and in JSON why there is none.
+
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::extract::{FromRequest, FromRequestParts, Request};
+use axum::http::request::Parts;
+use axum::http::{HeaderName, Method, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use larder::LoadError;
+use serde::Serialize;
+use serde_json::json;
+use tracing::error;
+
+use crate::writes::{Flush, WriteError};
+
+/// An answer of this status with this value as JSON.
+pub(super) fn answer(status: StatusCode, value: &impl Serialize) -> Response {
+    match serde_json::to_vec(value) {
+        Ok(body) => (status, [(header::CONTENT_TYPE, "application/json")], body).into_response(),
+        Err(error) => ApiError::internal(error).into_response(),
+    }
+}
+
+/// The answer to a write, which says whether its flush was confirmed.
+pub(super) fn written(status: StatusCode, value: &impl Serialize, flush: Flush) -> Response {
+    let flush = match flush {
+        Flush::Done => "done",
+        Flush::Failed => "failed",
+    };
+    let name = HeaderName::from_static("x-larder-flush");
+    ([(name, flush)], answer(status, value)).into_response()
+}
+
+/// Why a request isn't answered: a status, and a reason that its sender can act on.
+#[derive(Debug)]
+pub struct ApiError {
+    status: StatusCode,
+    reason: String,
+}
+
+impl ApiError {
+    /// The request can't be understood, or asks for too much.
+    pub(super) fn bad(reason: impl Into<String>) -> Self {
+        Self {
+            status: StatusCode::BAD_REQUEST,
+            reason: reason.into(),
+        }
+    }
+
+    /// There is no such thing.
+    pub(super) fn unknown(reason: impl Into<String>) -> Self {
+        Self {
+            status: StatusCode::NOT_FOUND,
+            reason: reason.into(),
+        }
+    }
+
+    /// The chat's own trouble: the log says which.
+    pub(super) fn internal(cause: impl std::fmt::Display) -> Self {
+        error!(%cause, "a request failed");
+        Self {
+            status: StatusCode::INTERNAL_SERVER_ERROR,
+            reason: "something went wrong here; the log says what".to_owned(),
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = answer(self.status, &json!({ "error": self.reason }));
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            let soon = header::HeaderValue::from_static("1");
+            response.headers_mut().insert(header::RETRY_AFTER, soon);
+        }
+        response
+    }
+}
+
+/// Trouble of the store never comes here: it costs a load.
+impl From<LoadError<sqlx::Error>> for ApiError {
+    fn from(error: LoadError<sqlx::Error>) -> Self {
+        match error {
+            LoadError::Overloaded { .. } => Self {
+                status: StatusCode::SERVICE_UNAVAILABLE,
+                reason: "too many loads from the database are waiting; try again in a moment"
+                    .to_owned(),
+            },
+            error => Self::internal(error),
+        }
+    }
+}
+
+impl From<sqlx::Error> for ApiError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::internal(error)
+    }
+}
+
+impl From<WriteError> for ApiError {
+    fn from(error: WriteError) -> Self {
+        let reason = error.to_string();
+        match error {
+            WriteError::UnknownUser(_) | WriteError::UnknownStream(_) => Self::unknown(reason),
+            WriteError::Inactive(_) => Self::bad(reason),
+            WriteError::EmailTaken(_) => Self {
+                status: StatusCode::CONFLICT,
+                reason,
+            },
+            WriteError::Database(error) => error.into(),
+            WriteError::Load(error) => error.into(),
+        }
+    }
+}
+
+impl From<QueryRejection> for ApiError {
+    fn from(rejection: QueryRejection) -> Self {
+        Self::bad(rejection.body_text())
+    }
+}
+
+impl From<PathRejection> for ApiError {
+    fn from(rejection: PathRejection) -> Self {
+        Self::bad(rejection.body_text())
+    }
+}
+
+impl From<JsonRejection> for ApiError {
+    fn from(rejection: JsonRejection) -> Self {
+        Self::bad(rejection.body_text())
+    }
+}
+
+/// An extractor whose rejection is answered like every other error.
+pub(super) struct Valid<E>(pub(super) E);
+
+impl<S, E> FromRequestParts<S> for Valid<E>
+where
+    S: Send + Sync,
+    E: FromRequestParts<S, Rejection: Into<ApiError>>,
+{
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        E::from_request_parts(parts, state)
+            .await
+            .map(Self)
+            .map_err(Into::into)
+    }
+}
+
+impl<S, E> FromRequest<S> for Valid<E>
+where
+    S: Send + Sync,
+    E: FromRequest<S, Rejection: Into<ApiError>>,
+{
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        E::from_request(request, state)
+            .await
+            .map(Self)
+            .map_err(Into::into)
+    }
+}
+
+/// The answer where no route is.
+pub(super) async fn no_such_path(uri: Uri) -> ApiError {
+    ApiError::unknown(format!("there is nothing at {}", uri.path()))
+}
+
+/// The answer where a route doesn't take the method.
+pub(super) async fn no_such_method(method: Method, uri: Uri) -> ApiError {
+    ApiError {
+        status: StatusCode::METHOD_NOT_ALLOWED,
+        reason: format!("{} doesn't take {method}", uri.path()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn overload_is_said_with_when_to_come_back_and_nothing_else_is_503() {
+        let overloaded = LoadError::Overloaded {
+            accessor: "message",
+            after: Duration::from_secs(30),
+        };
+        let response = ApiError::from(overloaded).into_response();
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(response.headers()[header::RETRY_AFTER], "1");
+
+        let failed = LoadError::Loader(sqlx::Error::RowNotFound.into());
+        let response = ApiError::from(failed).into_response();
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert!(!response.headers().contains_key(header::RETRY_AFTER));
+    }
+}

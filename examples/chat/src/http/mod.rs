@@ -1,0 +1,46 @@
+//! The chat over HTTP.
+//!
+//! Each JSON answer says what it cost: `Server-Timing`, `X-Larder-Trips` and `X-Larder-Loads`, see [`Visit`].
+
+mod answer;
+mod messages;
+mod page;
+mod status;
+mod streams;
+mod users;
+mod visit;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::middleware::from_fn_with_state;
+use axum::routing::get;
+
+use crate::App;
+
+pub use answer::ApiError;
+pub use visit::Visit;
+
+/// The longest body: a message of the longest text, escaped.
+const LONGEST_BODY: usize = 256 << 10;
+
+/// All routes of the chat.
+pub fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/", get(page::index))
+        .route("/style.css", get(page::style))
+        .route("/app.js", get(page::script))
+        .route("/healthz", get(status::health))
+        .route("/stats", get(status::stats))
+        .route("/api/messages", get(messages::list).post(messages::send))
+        .route("/api/users", get(users::by_email))
+        .route("/api/users/{id}", get(users::by_id).patch(users::change))
+        .route("/api/streams", get(streams::list))
+        .route("/api/streams/{id}/subscribers", get(streams::subscribers))
+        .fallback(answer::no_such_path)
+        .method_not_allowed_fallback(answer::no_such_method)
+        .layer(DefaultBodyLimit::max(LONGEST_BODY))
+        .layer(from_fn_with_state(Arc::clone(&app), visit::measure))
+        .with_state(app)
+}

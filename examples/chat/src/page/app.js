@@ -1,0 +1,384 @@
+// The page: history on one side, what it cost on the other. Texts of people only ever become text nodes.
+'use strict';
+
+const by = id => document.getElementById(id);
+const numbers = new Intl.NumberFormat('en');
+const times = new Intl.DateTimeFormat(undefined, { dateStyle: 'medium', timeStyle: 'short' });
+
+/** An element with a class and children, which are elements or texts. */
+function make(tag, name, ...children) {
+  const element = document.createElement(tag);
+  if (name) element.className = name;
+  element.append(...children.filter(child => child !== null));
+  return element;
+}
+
+/** Asks the chat; what the answer cost goes to the list of requests. */
+async function ask(path, options) {
+  const begin = performance.now();
+  const response = await fetch(path, options);
+  const body = await response.json();
+  const method = options?.method ?? 'GET';
+  const timing = response.headers.get('server-timing') ?? '';
+  const part = name => Number(new RegExp(`${name};dur=([\\d.]+)`).exec(timing)?.[1] ?? 0);
+  showRequest({
+    what: describe(method, path),
+    path: `${method} ${path}`,
+    trips: Number(response.headers.get('x-larder-trips')),
+    loads: Number(response.headers.get('x-larder-loads')),
+    flush: response.headers.get('x-larder-flush'),
+    count: body.messages?.length ?? null,
+    cache: part('cache'),
+    db: part('db'),
+    whole: performance.now() - begin,
+  });
+  if (!response.ok) throw new Error(body.error ?? response.statusText);
+  return body;
+}
+
+/** A request in words. */
+function describe(method, path) {
+  const [route, query] = path.replace('/api/', '').split('?');
+  const id = route.split('/')[1];
+  if (method === 'POST') return 'sent a message';
+  if (method === 'PATCH') return `changed user ${id}`;
+  if (route === 'streams') return 'streams';
+  if (id) return `user ${id}`;
+  const asked = new URLSearchParams(query);
+  const side = asked.has('after') ? 'from' : 'before';
+  const anchor = asked.get('anchor');
+  const where = anchor === 'newest' ? 'newest messages' : `messages ${side} ${anchor}`;
+  return asked.has('stream') ? `${where} in #${by('stream').selectedOptions[0].text.slice(1)}` : where;
+}
+
+function send(method, path, value) {
+  return ask(path, { method, headers: { 'content-type': 'application/json' }, body: JSON.stringify(value) });
+}
+
+// --- What the page shows: a stream, a size, and the query that places it. ---
+
+const state = { query: 'anchor=newest', messages: [] };
+
+function pageSize() { return Number(by('size').value); }
+
+function readAddress() {
+  const wanted = new URLSearchParams(location.hash.slice(1));
+  if (wanted.has('size')) by('size').value = wanted.get('size');
+  if (!by('size').value) by('size').value = '50';
+  by('stream').value = wanted.get('stream') ?? '';
+  if (by('stream').selectedIndex < 0) by('stream').value = '';
+  const [anchor, side] = [wanted.get('anchor') ?? 'newest', wanted.get('side') ?? 'before'];
+  place(anchor, side);
+}
+
+function place(anchor, side) {
+  state.query = `anchor=${encodeURIComponent(anchor)}&${side === 'after' ? 'after' : 'before'}=${pageSize()}`;
+  state.place = { anchor, side };
+}
+
+/** Goes to another place, which the back button leaves again. */
+function go(anchor, side) {
+  place(anchor, side);
+  const address = new URLSearchParams({ ...state.place, size: by('size').value });
+  if (by('stream').value) address.set('stream', by('stream').value);
+  history.pushState(null, '', `#${address}`);
+  return show();
+}
+
+async function show() {
+  const stream = by('stream').value;
+  const list = by('messages');
+  list.classList.add('waiting');
+  try {
+    const page = await ask(`/api/messages?${state.query}${stream ? `&stream=${stream}` : ''}`);
+    if (page.messages.length === 0 && state.place.side === 'after') {
+      // There is nothing newer: the newest page is the end of the way.
+      place('newest', 'before');
+      await show();
+      return;
+    }
+    state.messages = page.messages;
+    complain('trouble', null);
+    draw();
+  } catch (error) {
+    complain('trouble', error);
+  } finally {
+    list.classList.remove('waiting');
+  }
+  await refresh();
+}
+
+function complain(id, error) {
+  by(id).hidden = !error;
+  by(id).textContent = error ? error.message : '';
+}
+
+function draw() {
+  const list = by('messages');
+  let topic = null;
+  const rows = [];
+  for (const message of state.messages) {
+    const here = `${message.stream_id} ${message.subject}`;
+    if (here !== topic) {
+      topic = here;
+      rows.push(make('li', 'topic', make('b', '', `#${message.stream ?? message.stream_id}`), ` › ${message.subject}`));
+    }
+    rows.push(row(message));
+  }
+  if (rows.length === 0) rows.push(make('li', 'nothing', 'No messages here.'));
+  list.replaceChildren(...rows);
+  // Heights of rows out of sight are guesses, so the end moves once its rows are laid out.
+  const scroll = () => { list.scrollTop = state.place.side === 'after' ? 0 : list.scrollHeight; };
+  scroll();
+  requestAnimationFrame(() => { scroll(); requestAnimationFrame(scroll); });
+  by('older').disabled = state.messages.length === 0;
+  by('newer').disabled = state.messages.length === 0;
+  drawSenders();
+}
+
+function row(message) {
+  const name = message.sender_full_name ?? `user ${message.sender_id}`;
+  const face = make('span', 'face', name.match(/\p{L}+/gu)?.slice(0, 2).map(word => [...word][0]).join('') ?? '?');
+  face.style.setProperty('--hue', String(message.sender_id * 47 % 360));
+  face.setAttribute('aria-hidden', 'true');
+  const person = make('button', 'name', name);
+  person.type = 'button';
+  person.title = 'Change this user';
+  person.addEventListener('click', () => openPerson(message.sender_id));
+  const when = make('span', 'when', times.format(new Date(message.timestamp * 1000)));
+  const edited = message.last_edit_timestamp === null ? null : make('span', 'when', 'edited');
+  if (edited) edited.title = message.edit_history[0]?.prev_content ?? '';
+  const counts = new Map();
+  for (const reaction of message.reactions) {
+    const emoji = emojiOf(reaction);
+    counts.set(emoji, (counts.get(emoji) ?? 0) + 1);
+  }
+  const reactions = make('div', 'reactions', ...[...counts].map(([emoji, count]) =>
+    make('span', '', count > 1 ? `${emoji} ${count}` : emoji)));
+  return make('li', 'message', face, make('div', '',
+    make('div', 'by', person, when, edited),
+    make('div', 'text', ...marked(message.content)),
+    counts.size ? reactions : null));
+}
+
+function emojiOf(reaction) {
+  const points = reaction.emoji_code.split('-').map(code => parseInt(code, 16));
+  const legal = reaction.reaction_type === 'unicode_emoji' && points.every(point => point <= 0x10ffff);
+  return legal ? String.fromCodePoint(...points) : `:${reaction.emoji_name}:`;
+}
+
+/** A message's text with its code blocks, inline code and mentions as elements. */
+function marked(text) {
+  const parts = [];
+  const pattern = /```[^\n]*\n([^]*?)(?:\n?```|$)\n?|`([^`\n]+)`|@\*\*([^*\n]+)\*\*|\*\*([^*\n]+)\*\*/g;
+  let end = 0;
+  for (const match of text.matchAll(pattern)) {
+    parts.push(text.slice(end, match.index));
+    end = match.index + match[0].length;
+    const [, block, code, mention, bold] = match;
+    if (block !== undefined) parts.push(make('pre', '', make('code', '', block)));
+    else if (code !== undefined) parts.push(make('code', '', code));
+    else if (mention !== undefined) parts.push(make('span', 'mention', `@${mention}`));
+    else parts.push(make('strong', '', bold));
+  }
+  return [...parts, text.slice(end)];
+}
+
+// --- Writing: what is sent or changed is in the next read. ---
+
+function drawSenders() {
+  const select = by('sender');
+  const before = select.value;
+  const people = new Map(state.messages.map(message => [message.sender_id, message.sender_full_name]));
+  const sorted = [...people].sort((a, b) => String(a[1]).localeCompare(String(b[1])));
+  select.replaceChildren(...sorted.map(([id, name]) => {
+    const option = make('option', '', name ?? `user ${id}`);
+    option.value = id;
+    return option;
+  }));
+  if (people.has(Number(before))) select.value = before;
+  const last = state.messages.at(-1);
+  if (last && !by('content').value) by('subject').value = last.subject;
+}
+
+by('composer').addEventListener('submit', async event => {
+  event.preventDefault();
+  const stream = Number(by('stream').value || state.messages.at(-1)?.stream_id);
+  try {
+    await send('POST', '/api/messages', {
+      stream_id: stream,
+      sender_id: Number(by('sender').value),
+      subject: by('subject').value,
+      content: by('content').value,
+    });
+    by('content').value = '';
+    await go('newest', 'before');
+  } catch (error) {
+    complain('trouble', error);
+  }
+});
+
+let person = null;
+
+async function openPerson(id) {
+  try {
+    person = await ask(`/api/users/${id}`);
+  } catch (error) {
+    complain('trouble', error);
+    return;
+  }
+  by('person-name').value = person.full_name;
+  by('person-email').value = person.email;
+  by('person-active').checked = person.is_active;
+  complain('person-trouble', null);
+  by('person').showModal();
+}
+
+by('person-cancel').addEventListener('click', () => by('person').close());
+by('person-form').addEventListener('submit', async event => {
+  event.preventDefault();
+  try {
+    await send('PATCH', `/api/users/${person.id}`, {
+      full_name: by('person-name').value,
+      email: by('person-email').value,
+      is_active: by('person-active').checked,
+    });
+    by('person').close();
+    await show();
+  } catch (error) {
+    complain('person-trouble', error);
+  }
+});
+
+// --- What it costs. ---
+
+const requests = [];
+
+function showRequest(request) {
+  requests.unshift(request);
+  requests.length = Math.min(requests.length, 6);
+  const longest = Math.max(...requests.map(({ cache, db }) => cache + db), 1);
+  by('requests').replaceChildren(...requests.map(each => {
+    const bar = make('div', 'bar', make('i', 'cache'), make('i', 'db'));
+    bar.children[0].style.width = `${90 * each.cache / longest}%`;
+    bar.children[1].style.width = `${90 * each.db / longest}%`;
+    const count = each.count === null ? '' : `${numbers.format(each.count)} `;
+    const what = make('span', 'what', count + each.what);
+    what.title = each.path;
+    const loads = each.loads === 0 ? make('span', 'warm', 'none loaded') : make('b', '', `${numbers.format(each.loads)} loaded`);
+    const outcome = each.flush ? make('b', '', `flush ${each.flush}`) : loads;
+    const trips = `${each.trips} ${each.trips === 1 ? 'trip' : 'trips'}`;
+    const took = ` · ${(each.cache + each.db).toFixed(1)} ms`;
+    return make('li', '', what, make('span', 'cost', outcome, ` · ${trips}${took}`), bar);
+  }));
+}
+
+const seen = new Map();
+
+function cell(key, text) {
+  const element = make('td', seen.has(key) && seen.get(key) !== text ? 'changed' : '', text);
+  seen.set(key, text);
+  return element;
+}
+
+function micros(value, count) {
+  if (count === 0) return '–';
+  if (value < 1000) return `${value.toFixed(0)} µs`;
+  return value < 1e6 ? `${(value / 1e3).toFixed(1)} ms` : `${(value / 1e6).toFixed(1)} s`;
+}
+
+function bytes(value) {
+  const steps = ['B', 'KiB', 'MiB', 'GiB'];
+  let step = 0;
+  while (value >= 1024 && step + 1 < steps.length) { value /= 1024; step += 1; }
+  return `${value.toFixed(step && value < 100 ? 1 : 0)} ${steps[step]}`;
+}
+
+function drawAccessors(accessors) {
+  by('accessors').replaceChildren(...accessors.map(each => {
+    const { name } = each;
+    const answered = each.hits + each.absent;
+    const all = answered + each.misses;
+    const fill = make('i', '');
+    fill.style.width = `${all ? 100 * answered / all : 0}%`;
+    const rate = make('span', 'rate', fill);
+    rate.title = all ? `${(100 * answered / all).toFixed(1)} % of keys came from the store` : 'not asked yet';
+    const tail = each.read_latency;
+    return make('tr', '',
+      make('td', '', name.replaceAll('_', ' '), rate),
+      cell(`${name} hits`, numbers.format(answered)),
+      cell(`${name} misses`, numbers.format(each.misses)),
+      cell(`${name} loads`, numbers.format(each.loads)),
+      cell(`${name} trips`, numbers.format(each.trips)),
+      cell(`${name} p50`, micros(tail.p50_us, tail.count)),
+      cell(`${name} p99`, micros(tail.p99_us, tail.count)));
+  }));
+}
+
+function drawServers(stats) {
+  const known = new Map(stats.backend.servers.map(server => [server.server, server]));
+  by('servers').replaceChildren(...stats.servers.map(({ server, up, version, latency_us, error }) => {
+    const counted = known.get(server) ?? {};
+    const facts = [];
+    if (up) facts.push(version);
+    if (up && latency_us > 0) facts.push(`answers in ${micros(latency_us, 1)}`);
+    if (!up) facts.push(error);
+    if (counted.entries != null) facts.push(`${numbers.format(counted.entries)} entries`);
+    if (counted.stored_bytes != null) facts.push(bytes(counted.stored_bytes));
+    if (counted.bytes_in) facts.push(`${bytes(counted.bytes_in)} received`, `${bytes(counted.bytes_out)} sent`);
+    if (counted.evictions) facts.push(`${numbers.format(counted.evictions)} evicted`);
+    return make('li', up ? '' : 'down', make('span', 'state'), server,
+      make('div', 'detail', facts.join(' · ')));
+  }));
+}
+
+async function refresh() {
+  try {
+    const stats = await (await fetch('/stats')).json();
+    by('store').textContent = `${stats.store} · up ${uptime(stats.uptime_s)}`;
+    drawAccessors(stats.accessors);
+    drawServers(stats);
+  } catch {
+    by('store').textContent = 'the chat does not answer';
+  }
+}
+
+function uptime(seconds) {
+  if (seconds < 120) return `${seconds} s`;
+  return seconds < 7200 ? `${Math.floor(seconds / 60)} min` : `${Math.floor(seconds / 3600)} h`;
+}
+
+/** Looks once a second, one look after the other, and only while somebody looks too. */
+async function watch() {
+  for (;;) {
+    await new Promise(resolve => { setTimeout(resolve, 1000); });
+    if (!document.hidden) await refresh();
+  }
+}
+
+// --- Start. ---
+
+by('older').addEventListener('click', () => go(state.messages[0].id, 'before'));
+by('newer').addEventListener('click', () => go(state.messages.at(-1).id + 1, 'after'));
+by('oldest').addEventListener('click', () => go(0, 'after'));
+by('newest').addEventListener('click', () => go('newest', 'before'));
+by('again').addEventListener('click', show);
+by('stream').addEventListener('change', () => go('newest', 'before'));
+by('size').addEventListener('change', () => go(state.place.anchor, state.place.side));
+addEventListener('popstate', () => { readAddress(); show(); });
+
+(async () => {
+  try {
+    const { streams } = await ask('/api/streams');
+    by('stream').append(...streams.map(({ id, name }) => {
+      const option = make('option', '', `#${name}`);
+      option.value = id;
+      return option;
+    }));
+  } catch (error) {
+    complain('trouble', error);
+  }
+  readAddress();
+  await show();
+  watch();
+})();

@@ -1,0 +1,175 @@
+//! A chat to ask.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::http::{HeaderMap, Request, StatusCode};
+use clap::Parser as _;
+use larder::Config;
+use larder_chat::{App, Options, StartResult, http};
+use serde_json::Value;
+use tempfile::TempDir;
+use tower::ServiceExt as _;
+
+/// A place for a database, which goes with the test.
+pub(crate) struct Place(TempDir);
+
+impl Place {
+    pub(crate) fn new() -> Self {
+        Self(TempDir::new().expect("a directory for a database"))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// A file of this name and content.
+    pub(crate) fn file(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path().join(name);
+        std::fs::write(&path, content).expect("a file beside the database");
+        path
+    }
+
+    /// The command line of a chat here.
+    pub(crate) fn options(&self, args: &[&str]) -> Options {
+        let db = self.path().join("chat.db");
+        let db = db.to_str().expect("a path of plain characters");
+        Options::parse_from(["larder-chat", "--db", db].iter().chain(args))
+    }
+
+    /// Starts a chat here, whatever the environment says.
+    pub(crate) async fn start(&self, args: &[&str]) -> StartResult<Chat> {
+        let options = self.options(args);
+        let config: Config = options.config().expect("a good URL");
+        let app = App::start(&options, &config).await?;
+        let router = http::router(Arc::clone(&app));
+        Ok(Chat { app, router })
+    }
+}
+
+/// A running chat.
+pub(crate) struct Chat {
+    pub(crate) app: Arc<App>,
+    pub(crate) router: Router,
+}
+
+impl Chat {
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        self.ask("GET", path, Body::empty()).await
+    }
+
+    pub(crate) async fn send(&self, method: &str, path: &str, body: impl ToString) -> Answer {
+        self.ask(method, path, body.to_string().into()).await
+    }
+
+    async fn ask(&self, method: &str, path: &str, body: Body) -> Answer {
+        let request = request(method, path, body);
+        let response = self.router.clone().oneshot(request).await;
+        let (parts, body) = response.expect("a router always answers").into_parts();
+        let body = to_bytes(body, usize::MAX).await.expect("a whole body");
+        let is_json = parts
+            .headers
+            .get("content-type")
+            .is_some_and(|kind| kind == "application/json");
+        let json =
+            is_json.then(|| serde_json::from_slice(&body).expect("what says it is JSON is JSON"));
+        Answer {
+            status: parts.status,
+            headers: parts.headers,
+            text: String::from_utf8(body.to_vec()).expect("text"),
+            json: json.unwrap_or(Value::Null),
+        }
+    }
+
+    /// Stops it, so that another can start at its place.
+    pub(crate) async fn stop(self) {
+        self.app.close(std::time::Duration::from_secs(5)).await;
+    }
+}
+
+pub(crate) fn request(method: &str, path: &str, body: Body) -> Request<Body> {
+    Request::builder()
+        .method(method)
+        .uri(path)
+        .header("content-type", "application/json")
+        .body(body)
+        .expect("a good request")
+}
+
+/// What was answered.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) text: String,
+    /// `Null` for what isn't JSON.
+    pub(crate) json: Value,
+}
+
+impl Answer {
+    /// The answer's JSON, which has this status.
+    #[track_caller]
+    pub(crate) fn expect(self, status: u16) -> Value {
+        assert_eq!(self.status.as_u16(), status, "{}", self.text);
+        self.json
+    }
+
+    /// Refused with this status, for a reason in JSON that contains these words.
+    #[track_caller]
+    pub(crate) fn refused(self, status: u16, words: &str) {
+        let json = self.expect(status);
+        let reason = json["error"].as_str().expect("a reason");
+        assert!(reason.contains(words), "`{reason}` doesn't say `{words}`");
+    }
+
+    #[track_caller]
+    fn number(&self, header: &str) -> u64 {
+        let value = self
+            .headers
+            .get(header)
+            .unwrap_or_else(|| panic!("no {header} in {:?}", self.headers));
+        value
+            .to_str()
+            .ok()
+            .and_then(|text| text.parse().ok())
+            .expect("a number")
+    }
+
+    /// Exchanges with the store made for it.
+    #[track_caller]
+    pub(crate) fn trips(&self) -> u64 {
+        self.number("x-larder-trips")
+    }
+
+    /// Objects loaded from the database for it.
+    #[track_caller]
+    pub(crate) fn loads(&self) -> u64 {
+        self.number("x-larder-loads")
+    }
+
+    pub(crate) fn flush(&self) -> &str {
+        self.headers
+            .get("x-larder-flush")
+            .map_or("", |value| value.to_str().expect("a word"))
+    }
+
+    /// The messages of a page.
+    #[track_caller]
+    pub(crate) fn messages(&self) -> &[Value] {
+        assert_eq!(self.status, 200, "{}", self.text);
+        self.json["messages"]
+            .as_array()
+            .expect("a page of messages")
+    }
+
+    /// Their ids.
+    #[track_caller]
+    pub(crate) fn ids(&self) -> Vec<i64> {
+        self.messages()
+            .iter()
+            .map(|message| message["id"].as_i64().expect("an id"))
+            .collect()
+    }
+}

@@ -1,0 +1,192 @@
+//! People, and what their changes make stale.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tower::ServiceExt as _;
+
+use crate::support::{Chat, Place, request};
+
+async fn chat(place: &Place) -> Chat {
+    place
+        .start(&["--messages", "300", "--users", "40", "--streams", "4"])
+        .await
+        .expect("a chat")
+}
+
+#[tokio::test]
+async fn users_are_found_by_id_and_by_address() {
+    let place = Place::new();
+    let chat = chat(&place).await;
+    let user = chat.get("/api/users/7").await.expect(200);
+    let email = user["email"].as_str().unwrap().to_uppercase();
+    for path in [
+        "/api/users/7".to_owned(),
+        format!("/api/users?email=%20{email}"),
+    ] {
+        assert_eq!(chat.get(&path).await.expect(200), user);
+        let warm = chat.get(&path).await;
+        assert_eq!(warm.loads(), 0);
+        assert_eq!(warm.expect(200), user);
+    }
+}
+
+#[tokio::test]
+async fn what_nobody_has_is_not_found_and_remembered() {
+    let place = Place::new();
+    let chat = chat(&place).await;
+    for (path, words) in [
+        ("/api/users/99", "no user 99"),
+        ("/api/users/-1", "no user -1"),
+        ("/api/users?email=x@example.com", "x@example.com"),
+        ("/api/streams/99/subscribers", "no stream 99"),
+    ] {
+        chat.get(path).await.refused(404, words);
+        let again = chat.get(path).await;
+        assert_eq!((again.trips(), again.loads()), (1, 0));
+        again.refused(404, words);
+    }
+    for (path, words) in [
+        ("/api/users/ada", "ada"),
+        ("/api/users/99999999999999999999", "i64"),
+        ("/api/users", "email"),
+        ("/api/users?email=ada", "not an e-mail address"),
+        ("/api/users?email=a@b.c&name=x", "name"),
+        ("/api/streams/x/subscribers", "x"),
+    ] {
+        chat.get(path).await.refused(400, words);
+    }
+}
+
+#[tokio::test]
+async fn a_new_name_is_in_the_next_page_and_no_message_is_loaded_again() {
+    let place = Place::new();
+    let chat = chat(&place).await;
+    let page = "/api/messages?before=300";
+    let before = chat.get(page).await;
+    let sender = before.messages()[0]["sender_id"].clone();
+    let renamed = chat
+        .send(
+            "PATCH",
+            &format!("/api/users/{sender}"),
+            json!({ "full_name": " Grace <b> " }),
+        )
+        .await;
+    assert_eq!(renamed.flush(), "done");
+    assert_eq!(renamed.expect(200)["full_name"], "Grace <b>");
+
+    let after = chat.get(page).await;
+    assert_eq!(after.loads(), 1);
+    for (old, new) in before.messages().iter().zip(after.messages()) {
+        if new["sender_id"] == sender {
+            assert_eq!(new["sender_full_name"], "Grace <b>");
+        } else {
+            assert_eq!(new, old);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_new_address_leads_to_the_user_and_the_old_one_nowhere() {
+    let place = Place::new();
+    let chat = chat(&place).await;
+    let old = chat.get("/api/users/7").await.expect(200)["email"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let by_old = format!("/api/users?email={old}");
+    let by_new = "/api/users?email=grace@example.com";
+    // Both answers are in the store: that the one leads here, and that the other leads nowhere.
+    chat.get(&by_old).await.expect(200);
+    chat.get(by_new).await.refused(404, "grace@example.com");
+
+    let change = json!({ "email": "Grace@Example.com" });
+    assert_eq!(
+        chat.send("PATCH", "/api/users/7", change).await.expect(200)["email"],
+        "grace@example.com"
+    );
+    chat.get(&by_old).await.refused(404, &old);
+    assert_eq!(chat.get(by_new).await.expect(200)["id"], 7);
+
+    // And somebody else may have the old one.
+    chat.send("PATCH", "/api/users/8", json!({ "email": old }))
+        .await
+        .expect(200);
+    assert_eq!(chat.get(&by_old).await.expect(200)["id"], 8);
+}
+
+#[tokio::test]
+async fn bad_changes_are_refused_and_change_nothing() {
+    let place = Place::new();
+    let chat = chat(&place).await;
+    let user = chat.get("/api/users/7").await.expect(200);
+    let taken = chat.get("/api/users/8").await.expect(200)["email"].clone();
+    for (change, status, words) in [
+        (json!({}), 400, "nothing to change"),
+        (json!({ "full_name": "" }), 400, "full_name takes 1 to 100"),
+        (
+            json!({ "full_name": "x".repeat(101) }),
+            400,
+            "full_name takes 1 to 100",
+        ),
+        (json!({ "email": "grace" }), 400, "not an e-mail address"),
+        (json!({ "is_active": "yes" }), 400, "is_active"),
+        (json!({ "id": 9 }), 400, "id"),
+        (json!([]), 400, ""),
+        (json!({ "email": taken }), 409, "another user has"),
+    ] {
+        chat.send("PATCH", "/api/users/7", change)
+            .await
+            .refused(status, words);
+    }
+    chat.send("PATCH", "/api/users/99", json!({ "is_active": true }))
+        .await
+        .refused(404, "no user 99");
+    chat.send("PATCH", "/api/users/x", json!({ "is_active": true }))
+        .await
+        .refused(400, "x");
+    assert_eq!(chat.get("/api/users/7").await.expect(200), user);
+}
+
+#[tokio::test]
+async fn subscribers_are_shown_as_they_are_today() {
+    let place = Place::new();
+    let chat = chat(&place).await;
+    let before = chat.get("/api/streams/1/subscribers").await.expect(200);
+    let first = &before["subscribers"][0];
+    assert!(first["full_name"].is_string(), "{first}");
+
+    let id = &first["id"];
+    let change = json!({ "full_name": "Grace", "is_active": false });
+    chat.send("PATCH", &format!("/api/users/{id}"), change)
+        .await
+        .expect(200);
+    let after = chat.get("/api/streams/1/subscribers").await;
+    assert_eq!(after.loads(), 1);
+    let expected = json!({ "id": id, "full_name": "Grace", "is_active": false });
+    assert_eq!(after.expect(200)["subscribers"][0], expected);
+}
+
+#[tokio::test]
+async fn a_client_that_hangs_up_does_not_stop_its_write() {
+    let place = Place::new();
+    let chat = chat(&place).await;
+    chat.get("/api/users/7").await.expect(200);
+    let body = json!({ "full_name": "Grace" }).to_string();
+    let asked = chat
+        .router
+        .clone()
+        .oneshot(request("PATCH", "/api/users/7", body.into()));
+    tokio::select! {
+        biased;
+        _ = asked => panic!("a write takes more than one poll"),
+        // Polled once, the request has begun its write; here it is dropped.
+        () = std::future::ready(()) => {}
+    }
+    chat.app.writes_settled().await;
+    assert_eq!(
+        chat.get("/api/users/7").await.expect(200)["full_name"],
+        "Grace"
+    );
+    chat.app.close(Duration::from_secs(5)).await;
+}

@@ -1,0 +1,4 @@
+//! What needs several crates, or real servers: one binary.
+
+mod memcached;
+mod read;

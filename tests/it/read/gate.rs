@@ -1,0 +1,196 @@
+//! A store whose answers a test can hold back or turn into errors: execution and reply as two steps.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use larder_core::{
+    Backend, BackendStats, Error, ErrorKind, Fill, FillOutcome, GetOptions, Keys, Lease, Lookup,
+    Pool, Result, ServerCheck, Set, WriteOptions,
+};
+use tokio::sync::Semaphore;
+
+/// Wraps a backend.
+pub(crate) struct Gate {
+    inner: Arc<dyn Backend>,
+    down: AtomicBool,
+    gets: Barrier,
+    replies: Barrier,
+    after_fill: Mutex<Option<BoxFuture>>,
+}
+
+type BoxFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Where calls wait, if it is closed.
+#[derive(Debug)]
+pub(crate) struct Barrier {
+    closed: Mutex<Option<Arc<Semaphore>>>,
+    arrived: Semaphore,
+}
+
+impl Barrier {
+    fn new() -> Self {
+        Self {
+            closed: Mutex::new(None),
+            arrived: Semaphore::new(0),
+        }
+    }
+
+    pub(crate) fn close(&self) {
+        *self.closed.lock().unwrap() = Some(Arc::new(Semaphore::new(0)));
+    }
+
+    pub(crate) fn open(&self) {
+        if let Some(closed) = self.closed.lock().unwrap().take() {
+            closed.close();
+        }
+    }
+
+    /// Waits until one more call waits here.
+    pub(crate) async fn arrived(&self) {
+        self.arrived.acquire().await.unwrap().forget();
+    }
+
+    async fn pass(&self) {
+        let closed = self.closed.lock().unwrap().clone();
+        if let Some(closed) = closed {
+            self.arrived.add_permits(1);
+            let _closed = closed.acquire().await;
+        }
+    }
+}
+
+impl Gate {
+    pub(crate) fn new(inner: Arc<dyn Backend>) -> Arc<Self> {
+        Arc::new(Self {
+            inner,
+            down: AtomicBool::new(false),
+            gets: Barrier::new(),
+            replies: Barrier::new(),
+            after_fill: Mutex::default(),
+        })
+    }
+
+    /// Every call fails from now on, or works again.
+    pub(crate) fn set_down(&self, down: bool) {
+        self.down.store(down, Ordering::Relaxed);
+    }
+
+    /// Look-ups that were executed wait here with their answers.
+    pub(crate) fn answered_gets(&self) -> &Barrier {
+        &self.gets
+    }
+
+    /// Fills that were executed wait here with their answers.
+    pub(crate) fn answered_fills(&self) -> &Barrier {
+        &self.replies
+    }
+
+    /// What happens once, after the next fill was executed and before it returns for the first time. It must not wait.
+    pub(crate) fn after_fill(&self, hook: impl Future<Output = ()> + Send + 'static) {
+        *self.after_fill.lock().unwrap() = Some(Box::pin(hook));
+    }
+
+    fn trouble<T>(&self, keys: &Keys) -> Option<Vec<Result<T>>> {
+        let error = Error::new(ErrorKind::Unavailable, "the gate is shut");
+        let down = self.down.load(Ordering::Relaxed);
+        down.then(|| keys.iter().map(|_| Err(error.clone())).collect())
+    }
+}
+
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Gate({:?})", self.inner)
+    }
+}
+
+impl fmt::Display for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "gate ({})", self.inner)
+    }
+}
+
+#[deny(clippy::missing_trait_methods)]
+#[async_trait]
+impl Backend for Gate {
+    async fn get_many(&self, keys: &Keys, options: &GetOptions) -> Vec<Result<Lookup>> {
+        if let Some(trouble) = self.trouble(keys) {
+            return trouble;
+        }
+        let answers = self.inner.get_many(keys, options).await;
+        self.gets.pass().await;
+        answers
+    }
+
+    async fn fill_many(
+        &self,
+        keys: &Keys,
+        fills: Vec<Fill>,
+        options: &WriteOptions,
+    ) -> Vec<Result<FillOutcome>> {
+        if let Some(trouble) = self.trouble(keys) {
+            return trouble;
+        }
+        let answers = self.inner.fill_many(keys, fills, options).await;
+        let hook = self.after_fill.lock().unwrap().take();
+        if let Some(hook) = hook {
+            hook.await;
+        }
+        self.replies.pass().await;
+        answers
+    }
+
+    async fn release_many(
+        &self,
+        keys: &Keys,
+        leases: Vec<Lease>,
+        options: &WriteOptions,
+    ) -> Vec<Result<()>> {
+        match self.trouble(keys) {
+            Some(trouble) => trouble,
+            None => self.inner.release_many(keys, leases, options).await,
+        }
+    }
+
+    async fn delete_many(&self, keys: &Keys, options: &WriteOptions) -> Vec<Result<()>> {
+        match self.trouble(keys) {
+            Some(trouble) => trouble,
+            None => self.inner.delete_many(keys, options).await,
+        }
+    }
+
+    async fn set_immutable_many(
+        &self,
+        keys: &Keys,
+        sets: Vec<Set>,
+        options: &WriteOptions,
+    ) -> Vec<Result<()>> {
+        match self.trouble(keys) {
+            Some(trouble) => trouble,
+            None => self.inner.set_immutable_many(keys, sets, options).await,
+        }
+    }
+
+    async fn start(&self) -> Result<()> {
+        self.inner.start().await
+    }
+
+    async fn check(&self) -> Vec<ServerCheck> {
+        self.inner.check().await
+    }
+
+    async fn close(&self, deadline: Duration) {
+        self.inner.close(deadline).await;
+    }
+
+    fn pool(&self) -> Pool {
+        self.inner.pool()
+    }
+
+    fn stats(&self) -> BackendStats {
+        self.inner.stats()
+    }
+}

@@ -1,0 +1,8 @@
+//! Accessors on the memory store: what a read answers, what it costs, and what it shares.
+
+mod answers;
+mod entries;
+mod flights;
+mod gate;
+mod limits;
+mod shelf;
