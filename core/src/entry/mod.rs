@@ -1,6 +1,6 @@
 //! Entries: what is stored under a key, and how values become entries and back.
 //!
-//! An entry is an [envelope](envelope) and a payload. [`Marshaller::seal`] makes one; [`Marshaller::check`] compares
+//! An entry is an envelope and a payload. [`Marshaller::seal`] makes one; [`Marshaller::check`] compares
 //! its tag before anything is decompressed or decoded; [`Marshaller::open`] makes the value again. Whatever bytes a
 //! store hands out, the answer is the value that was sealed under this key for this type, or a [`Rejection`]: a miss
 //! that is counted and overwritten, never an error to the caller and never another value.
