@@ -440,7 +440,7 @@ impl<W: Watch> Task<W> {
             let Some(exchange) = self.in_flight.front_mut() else {
                 return Err(Violation("a reply that nobody asked for"));
             };
-            if exchange.accept(reply, &mut context)? == Progress::Done {
+            if exchange.accept(reply, self.parser.key(), &mut context)? == Progress::Done {
                 self.in_flight.pop_front();
                 answered += 1;
             }
