@@ -32,8 +32,8 @@ const LOOK_CHUNK: usize = 256;
 const LOOK_ROOM: usize = 128;
 
 /// Keys, and about so many bytes, of one exchange of a bulk write.
-const WRITE_CHUNK: usize = 128;
-const WRITE_CHUNK_BYTES: usize = 64 << 10;
+const WRITE_CHUNK: usize = 256;
+const WRITE_CHUNK_BYTES: usize = 128 << 10;
 
 /// Keys, and about so many bytes, of one classic `gets` line: longer ones make neighbours wait.
 const CLASSIC_LINE: usize = 100;
