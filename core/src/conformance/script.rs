@@ -10,8 +10,8 @@ use bytes::Bytes;
 
 use super::scene::{LONG, Scene, keys_of, lease_from};
 use crate::{
-    Backend, ErrorKind, Fill, FillOutcome, GetOptions, Keys, Lookup, Lost, Result, Set, Token,
-    WriteOptions,
+    Backend, BackendExt as _, ErrorKind, Fill, FillOutcome, GetOptions, Keys, Lookup, Lost, Result,
+    Set, Token, WriteOptions,
 };
 
 /// Few keys, so that commands meet.

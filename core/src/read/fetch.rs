@@ -13,15 +13,13 @@ use super::flight::Ticket;
 use super::load::{self, Order};
 use super::{Batch, Cache, Dataset, Form, Immutable, Lifetime, LoadError, Reader, Route, Source};
 use crate::Instant;
-use crate::contract::{Error, GetOptions, Keys, Lease, Lookup, Result, Set, Token, WriteOptions};
+use crate::contract::{
+    Error, GetOptions, Key, Keys, Lease, Lookup, Result, Set, Token, WriteOptions,
+};
 
 /// Keys that are leased, loaded and filled together. On a full small server the placeholders of more would evict each
 /// other before they are filled.
 const WINDOW: usize = 2_000;
-
-/// How long a call opens entries before other tasks get a turn, and after how many it looks at the clock.
-const TURN: Duration = Duration::from_micros(500);
-const TURN_CHECK: usize = 32;
 
 /// How long a loser of a lease waits before it looks again, and how often.
 const POLLS: [Duration; 5] = [
@@ -349,10 +347,9 @@ struct Fetch<'f, D: Dataset, A> {
     busy: Positions,
     /// Indices of wire keys.
     later: Positions,
-    /// Since when it opens entries without a break.
-    turn: Instant,
-    /// When the latest look-ups were answered: the time by which entries are judged.
-    wall: SystemTime,
+    started: Instant,
+    /// The wall clock when the latest exchange began to be answered.
+    wall: Option<SystemTime>,
     hits: u64,
     absent: u64,
     misses: u64,
@@ -377,8 +374,8 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
             followed: Vec::new(),
             busy: Positions::new(),
             later: Positions::new(),
-            turn: cache.shared.rt.now(),
-            wall: SystemTime::UNIX_EPOCH,
+            started: cache.shared.rt.now(),
+            wall: None,
             hits: 0,
             absent: 0,
             misses: 0,
@@ -387,9 +384,8 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
     }
 
     async fn run(mut self, way: Way) -> Result<(), LoadError<D::Error>> {
-        let started = self.turn;
         let outcome = self.answer_all(way).await;
-        self.count(self.cache.shared.rt.now() - started);
+        self.count(self.cache.shared.rt.now() - self.started);
         outcome
     }
 
@@ -435,25 +431,26 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
 
     /// Has everything loaded, under the tokens of what is stored.
     async fn look_at_tokens(&mut self) {
-        let lookups = self.ask(&self.wire, self.wire.len()).await;
-        self.begin_turn();
-        for (index, lookup) in lookups.into_iter().enumerate() {
-            let position = self.positions[index];
+        let wire = std::mem::take(&mut self.wire);
+        self.ask(&wire, WINDOW, |fetch, index, lookup| {
+            let position = fetch.positions[index];
             let lease = match lookup {
-                Ok(Lookup::Hit { token, .. }) => Some(Lease::new(token, self.wall)),
+                Ok(Lookup::Hit { token, .. }) => Some(Lease::new(token, fetch.now())),
                 Ok(Lookup::Miss { lease }) => lease,
                 Ok(Lookup::Busy { token, .. }) => {
-                    let key = self.asked.key(position);
-                    if let Some(ticket) = self.accessor.flights.join_by_token(key, token) {
-                        self.followed.push((position, ticket));
-                        continue;
+                    let key = fetch.asked.key(position);
+                    if let Some(ticket) = fetch.accessor.flights.join_by_token(key, token) {
+                        fetch.followed.push((position, ticket));
+                        return;
                     }
                     None
                 }
                 Err(_) => None,
             };
-            self.miss(position, lease.map(|lease| (index, lease)));
-        }
+            fetch.miss(position, lease.map(|lease| (index, lease)));
+        })
+        .await;
+        self.wire = wire;
     }
 
     /// Joins loads that are under way, and makes wire keys of the rest.
@@ -494,60 +491,55 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
         if self.wire.is_empty() {
             return;
         }
-        let lookups = self.ask(&self.wire, WINDOW).await;
-        self.begin_turn();
-        for (index, lookup) in lookups.into_iter().enumerate() {
-            self.take_turns(index).await;
+        let wire = std::mem::take(&mut self.wire);
+        self.ask(&wire, WINDOW, |fetch, index, lookup| {
             if index >= WINDOW && matches!(lookup, Ok(Lookup::Miss { .. })) {
-                self.later.push(index);
+                fetch.later.push(index);
             } else {
-                self.sort(index, lookup);
+                fetch.sort(wire.get(index), index, lookup);
             }
-        }
+        })
+        .await;
+        self.wire = wire;
     }
 
     /// Looks these wire keys up again, each with a lease.
     async fn look_up(&mut self, indices: Positions) {
         let wire = self.wire.select(indices.iter().copied());
-        let lookups = self.ask(&wire, wire.len()).await;
-        self.begin_turn();
-        for (opened, (&index, lookup)) in indices.iter().zip(lookups).enumerate() {
-            self.take_turns(opened).await;
-            self.sort(index, lookup);
-        }
+        self.ask(&wire, wire.len(), |fetch, nth, lookup| {
+            fetch.sort(wire.get(nth), indices[nth], lookup);
+        })
+        .await;
     }
 
-    /// Look-ups were answered just now.
-    fn begin_turn(&mut self) {
-        let rt = self.cache.shared.rt;
-        self.turn = rt.now();
-        self.wall = rt.wall();
-    }
-
-    /// Opening thousands of entries would keep other tasks from running.
-    async fn take_turns(&mut self, opened: usize) {
-        if opened % TURN_CHECK == TURN_CHECK - 1 {
-            let rt = self.cache.shared.rt;
-            if rt.now().duration_since(self.turn) > TURN {
-                rt.yield_now().await;
-                self.turn = rt.now();
-            }
-        }
-    }
-
-    async fn ask(&self, wire: &Keys, lease_at_most: usize) -> Vec<Result<Lookup>> {
+    /// Asks the store, and hands over what it says as it comes, so that entries are opened while others are on their way.
+    async fn ask(
+        &mut self,
+        wire: &Keys,
+        lease_at_most: usize,
+        mut found: impl FnMut(&mut Self, usize, Result<Lookup>) + Send,
+    ) {
         let trips = self.accessor.counters.trips(self.cache.tally.as_deref());
         let options = GetOptions::lease(D::LEASE)
             .lease_at_most(lease_at_most)
             .trips(trips);
-        self.cache.shared.backend.get_many(wire, &options).await
+        self.wall = None;
+        let backend = &self.cache.shared.backend;
+        let found = &mut |index, lookup| found(self, index, lookup);
+        backend.get_each(wire, &options, found).await;
+    }
+
+    /// The time by which entries are judged: one look at the clock for all of an exchange.
+    fn now(&mut self) -> SystemTime {
+        let rt = self.cache.shared.rt;
+        *self.wall.get_or_insert_with(|| rt.wall())
     }
 
     /// Puts one wire key into the place that its look-up says.
-    fn sort(&mut self, index: usize, lookup: Result<Lookup>) {
+    fn sort(&mut self, key: Key<'_>, index: usize, lookup: Result<Lookup>) {
         let position = self.positions[index];
         match lookup {
-            Ok(Lookup::Hit { value, token }) => self.sort_hit(index, &value, token),
+            Ok(Lookup::Hit { value, token }) => self.sort_hit(key, index, &value, token),
             Ok(Lookup::Miss { lease }) => {
                 self.miss(position, lease.map(|lease| (index, lease)));
             }
@@ -560,9 +552,10 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
         }
     }
 
-    fn sort_hit(&mut self, index: usize, entry: &[u8], token: Token) {
+    fn sort_hit(&mut self, key: Key<'_>, index: usize, entry: &[u8], token: Token) {
         let position = self.positions[index];
-        match self.accessor.open(self.wire.get(index), entry, self.wall) {
+        let now = self.now();
+        match self.accessor.open(key, entry, now) {
             Opened::Value(value) => {
                 self.hits += 1;
                 self.asked.set(position, Some(value));
@@ -576,7 +569,7 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
                 let key = self.asked.key(position);
                 match self.accessor.flights.join_by_token(key, token) {
                     Some(ticket) => self.followed.push((position, ticket)),
-                    None => self.miss(position, Some((index, Lease::new(token, self.wall)))),
+                    None => self.miss(position, Some((index, Lease::new(token, now)))),
                 }
             }
             Opened::FromAnotherTime => self.miss(position, None),
@@ -591,7 +584,7 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
             self.followed.push((position, ticket));
         } else if age > OLD_LEASE && age > self.accessor.counters.load_latency.quantile(0.99) * 2 {
             self.accessor.counters.taken_over.add(1);
-            let lease = Lease::new(token, self.wall);
+            let lease = Lease::new(token, self.now());
             self.miss(position, Some((index, lease)));
         } else {
             self.busy.push(index);

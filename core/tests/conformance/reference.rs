@@ -10,9 +10,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use larder_core::conformance::{Abilities, Peeked, Subject};
 use larder_core::{
-    Backend, BackendStats, Error, ErrorKind, Fill, FillOutcome, GetOptions, Instant, Keys, Lease,
-    Lookup, Lost, Pool, Reach, Result, Rt, ServerAnswer, ServerCheck, ServerStats, Set, Token,
-    Trips, WriteOptions,
+    Backend, BackendStats, Error, ErrorKind, Fill, FillOutcome, Found, GetOptions, Instant, Keys,
+    Lease, Lookup, Lost, Pool, Reach, Result, Rt, ServerAnswer, ServerCheck, ServerStats, Set,
+    Token, Trips, WriteOptions,
 };
 
 /// One way to break the contract.
@@ -614,9 +614,8 @@ fn closed() -> Error {
     Error::new(ErrorKind::Unavailable, "reference: closed")
 }
 
-#[async_trait]
-impl Backend for Handle {
-    async fn get_many(&self, keys: &Keys, options: &GetOptions) -> Vec<Result<Lookup>> {
+impl Handle {
+    async fn look_up(&self, keys: &Keys, options: &GetOptions) -> Vec<Result<Lookup>> {
         let rt = self.rt;
         let look = |mut spot: Spot<'_>| Ok(spot.look(options, rt));
         if self.has(Flaw::RepliesCross) && !keys.is_empty() {
@@ -661,6 +660,17 @@ impl Backend for Handle {
             _ => {}
         }
         answers
+    }
+}
+
+#[async_trait]
+impl Backend for Handle {
+    async fn get_each(&self, keys: &Keys, options: &GetOptions, found: Found<'_>) {
+        for (position, answer) in self.look_up(keys, options).await.into_iter().enumerate() {
+            if position < keys.len() {
+                found(position, answer);
+            }
+        }
     }
 
     async fn fill_many(
