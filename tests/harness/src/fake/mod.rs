@@ -53,10 +53,12 @@
 //! ```
 
 mod command;
+mod framer;
 mod machine;
 mod network;
 mod pipe;
 mod store;
+mod text;
 
 use std::fmt;
 use std::io;
@@ -69,7 +71,7 @@ use larder_backends::memcached::{Address, Io, Transport};
 use larder_core::Rt;
 use tokio::sync::watch;
 
-pub(crate) use self::command::Framer;
+pub(crate) use self::framer::Framer;
 use self::machine::Machine;
 pub use self::network::Network;
 use self::pipe::{Connection, Link, Wires};

@@ -11,7 +11,7 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 
 use super::Fake;
-use super::command::{Frame, Framer};
+use super::framer::{Frame, Framer};
 use super::machine::Reply;
 
 /// Names a connection: they count from 1 in the order they were dialled, over restarts too.
