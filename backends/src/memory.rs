@@ -288,6 +288,10 @@ impl Backend for Memory {
         answers
     }
 
+    async fn start(&self) -> Result<()> {
+        Ok(())
+    }
+
     async fn check(&self) -> Vec<ServerCheck> {
         let answer = if self.closed.load(Ordering::Acquire) {
             Err(self.closed_error())

@@ -32,8 +32,8 @@ const LOOK_CHUNK: usize = 256;
 const LOOK_ROOM: usize = 128;
 
 /// Keys, and about so many bytes, of one exchange of a bulk write.
-const WRITE_CHUNK: usize = 128;
-const WRITE_CHUNK_BYTES: usize = 64 << 10;
+const WRITE_CHUNK: usize = 256;
+const WRITE_CHUNK_BYTES: usize = 128 << 10;
 
 /// Keys, and about so many bytes, of one classic `gets` line: longer ones make neighbours wait.
 const CLASSIC_LINE: usize = 100;
@@ -180,6 +180,24 @@ impl Server {
         answers
     }
 
+    /// Submits a part that is one exchange at once, if its connection is there to take it.
+    fn submit<T>(
+        &self,
+        connection: Option<Arc<Connection>>,
+        limit: Limit,
+        (keys, trips): (usize, &Trips),
+        append: impl FnOnce(&mut Vec<u8>, u32, Range<usize>, Answer<T>) -> Expects,
+    ) -> Option<oneshot::Receiver<Answers<T>>> {
+        let (answer, answered) = oneshot::channel();
+        connection?
+            .submit(limit, None, |output, opaque| {
+                append(output, opaque, 0..keys, answer)
+            })
+            .ok()?;
+        self.count_trip(keys, trips);
+        Some(answered)
+    }
+
     /// Waits for the answer of an exchange, which always comes: the connection minds the deadline.
     async fn answer<T>(&self, answered: oneshot::Receiver<Answers<T>>) -> Answers<T> {
         match answered.await {
@@ -221,22 +239,14 @@ impl Server {
     }
 }
 
-/// Ranges of a bulk look-up.
+/// Ranges of a look-up of so many keys.
 fn look_chunks(count: usize) -> impl Iterator<Item = Chunk> + Send {
     (0..count).step_by(LOOK_CHUNK).map(move |start| {
         let range = start..count.min(start + LOOK_CHUNK);
         Chunk {
-            room: Some(range.len() * LOOK_ROOM),
+            room: (count > SMALL).then_some(range.len() * LOOK_ROOM),
             range,
         }
-    })
-}
-
-/// A part that is one exchange.
-fn one_chunk(count: usize) -> std::iter::Once<Chunk> {
-    std::iter::once(Chunk {
-        range: 0..count,
-        room: None,
     })
 }
 
@@ -275,33 +285,18 @@ impl Server {
             };
         }
         let lane = self.lane_of(part.key(0));
-        match self.look_at_once(&look, lane, options) {
-            Some((limit, answered)) => {
+        let limit = self.look_limit(part.len(), options);
+        let trip = (part.len(), &options.trips);
+        let append = |output: &mut Vec<u8>, opaque, range, answer| {
+            look.append(output, opaque, range, answer)
+        };
+        match self.submit(self.live(lane), limit, trip, append) {
+            Some(answered) => {
                 let answer = self.answer(answered).await;
                 self.looked_once(answer, limit, part.len())
             }
             None => Box::pin(self.look_meta(&look, lane, options)).await,
         }
-    }
-
-    /// Submits a small look-up, if there is a connection to take it.
-    fn look_at_once(
-        &self,
-        look: &Look<'_>,
-        lane: Lane,
-        options: &GetOptions,
-    ) -> Option<(Limit, oneshot::Receiver<Looked>)> {
-        let connection = self.live(lane)?;
-        let count = look.part.len();
-        let limit = self.look_limit(count, options);
-        let (answer, answered) = oneshot::channel();
-        connection
-            .submit(limit, None, |output, opaque| {
-                look.append(output, Some(opaque), 0..count, answer)
-            })
-            .ok()?;
-        self.count_trip(count, &options.trips);
-        Some((limit, answered))
     }
 
     async fn look_meta(
@@ -313,30 +308,12 @@ impl Server {
         let count = look.part.len();
         let limit = self.look_limit(count, options);
         let trip = (count, &options.trips);
-        let answered = match lane {
-            Lane::Single(_) => {
-                self.exchange(
-                    Through::Lane(lane),
-                    limit,
-                    trip,
-                    one_chunk(count),
-                    |output, opaque, range, answer| {
-                        look.append(output, Some(opaque), range, answer)
-                    },
-                )
-                .await
-            }
-            Lane::Bulk => {
-                self.exchange(
-                    Through::Lane(lane),
-                    limit,
-                    trip,
-                    look_chunks(count),
-                    |output, _, range, answer| look.append(output, None, range, answer),
-                )
-                .await
-            }
+        let append = |output: &mut Vec<u8>, opaque, range, answer| {
+            look.append(output, opaque, range, answer)
         };
+        let answered = self
+            .exchange(Through::Lane(lane), limit, trip, look_chunks(count), append)
+            .await;
         self.looked(answered, limit, count)
     }
 
@@ -430,11 +407,13 @@ impl Look<'_> {
     fn append(
         &self,
         output: &mut Vec<u8>,
-        opaque: Option<u32>,
+        opaque: u32,
         range: Range<usize>,
         answer: Answer<Result<Lookup>>,
     ) -> Expects {
         let count = range.len();
+        // Few are marked each, many are closed by an `mn`: it costs the server less and proves as much.
+        let opaque = (count <= SMALL).then_some(opaque);
         let lease = self.terms.map(|terms| terms.seconds);
         let asked = self.leased.clamp(range.start, range.end);
         let asking = LookFlags::new(lease, self.terms.is_some(), opaque);
@@ -523,35 +502,62 @@ pub(super) enum Outcome {
 impl Server {
     /// Writes a part.
     pub(super) async fn write(&self, part: Part<'_>, job: Job<'_>, trips: &Trips) -> Vec<Outcome> {
-        let origins = match job {
-            Job::Fill(_) | Job::Release(_) => origins(part, job),
-            Job::Set(_) | Job::Delete => {
-                return self.write_through(None, part, job, trips).await;
-            }
+        let write = Write {
+            part,
+            job,
+            wall: self.rt.wall(),
+            largest: self.item_size_max(),
         };
-        if let [origin] = origins[..] {
-            return self.write_through(Some(origin), part, job, trips).await;
+        let origin = match write.origins()[..] {
+            [] => None,
+            [origin] => Some(origin),
+            _ => return Box::pin(self.write_to_all(&write, trips)).await,
+        };
+        if !write.is_small() {
+            return Box::pin(self.write_chunks(&write, origin, trips)).await;
         }
-        // The leases of several connections: each fill goes back to its own.
-        let groups: Vec<(u64, Vec<u32>, Vec<usize>)> = origins
-            .into_iter()
-            .map(|origin| {
-                let indices: Vec<usize> = (0..part.len())
-                    .filter(|&index| job.origin(part.position(index)) == origin)
-                    .collect();
-                let position = |&index: &usize| {
-                    u32::try_from(part.position(index)).expect("keys fit into 4 GiB")
-                };
-                (origin, indices.iter().map(position).collect(), indices)
-            })
-            .collect();
-        let written = super::join_all(groups.iter().map(|(origin, positions, _)| {
-            let part = Part::some(part.keys, positions);
-            self.write_through(Some(*origin), part, job, trips)
+        let connection = match origin {
+            Some(origin) => self.connection_of(origin),
+            None => self.live(self.lane_of(part.key(0))),
+        };
+        let limit = self.write_limit(&write);
+        let append = |output: &mut Vec<u8>, opaque, range, answer| {
+            write.append(output, opaque, range, answer)
+        };
+        match self.submit(connection, limit, (part.len(), trips), append) {
+            Some(answered) => {
+                let answer = self.answer(answered).await;
+                let mut outcomes = Vec::with_capacity(part.len());
+                self.written(&write, 0..part.len(), answer, limit, &mut outcomes);
+                outcomes
+            }
+            None => Box::pin(self.write_chunks(&write, origin, trips)).await,
+        }
+    }
+
+    /// Writes a part with leases of several connections: each goes back to its own.
+    async fn write_to_all(&self, write: &Write<'_>, trips: &Trips) -> Vec<Outcome> {
+        let part = write.part;
+        let group = |origin| {
+            let indices: Vec<usize> = (0..part.len())
+                .filter(|&index| write.job.origin(part.position(index)) == Some(origin))
+                .collect();
+            let position =
+                |&index: &usize| u32::try_from(part.position(index)).expect("keys fit into 4 GiB");
+            let positions: Vec<u32> = indices.iter().map(position).collect();
+            (origin, indices, positions)
+        };
+        let groups: Vec<_> = write.origins().into_iter().map(group).collect();
+        let groups_written = super::join_all(groups.iter().map(|(origin, _, positions)| {
+            let write = Write {
+                part: Part::some(part.keys, positions),
+                ..*write
+            };
+            async move { self.write_chunks(&write, Some(*origin), trips).await }
         }));
         let mut outcomes: Vec<Option<Outcome>> = Vec::new();
         outcomes.resize_with(part.len(), || None);
-        for ((_, _, indices), written) in groups.iter().zip(written.await) {
+        for ((_, indices, _), written) in groups.iter().zip(groups_written.await) {
             for (&index, outcome) in indices.iter().zip(written) {
                 outcomes[index] = Some(outcome);
             }
@@ -563,112 +569,88 @@ impl Server {
     }
 
     /// Writes a part whose leases, if it has any, are all of one connection.
-    async fn write_through(
+    async fn write_chunks(
         &self,
+        write: &Write<'_>,
         origin: Option<u64>,
-        part: Part<'_>,
-        job: Job<'_>,
         trips: &Trips,
     ) -> Vec<Outcome> {
-        let count = part.len();
-        let small = count <= SMALL;
-        let lane = match small {
-            true => self.lane_of(part.key(0)),
-            false => Lane::Bulk,
-        };
+        let count = write.part.len();
+        let mut outcomes = Vec::with_capacity(count);
         let through = match origin.map(|origin| self.connection_of(origin)) {
             Some(Some(connection)) => Through::Only(connection),
-            // Its number may be somebody else's by now. Nothing is sent, and a placeholder that stands ends by itself.
             Some(None) => {
                 let error = Error::new(
                     ErrorKind::Unavailable,
                     format!("memcached {}: the lease's connection is gone", self.name),
                 );
-                let gone = || match job {
+                // A release's number may be somebody else's by now. A placeholder that stands ends by itself.
+                outcomes.resize_with(count, || match write.job {
                     Job::Release(_) => Outcome::Written(Written::NotFound),
                     _ => Outcome::ConnectionGone(error.clone()),
-                };
-                return std::iter::repeat_with(gone).take(count).collect();
+                });
+                return outcomes;
             }
-            None => Through::Lane(lane),
+            None if write.is_small() => Through::Lane(self.lane_of(write.part.key(0))),
+            None => Through::Lane(Lane::Bulk),
         };
-        let write = Write {
-            part,
-            job,
-            wall: self.rt.wall(),
-            largest: self.item_size_max(),
+        let limit = self.write_limit(write);
+        let append = |output: &mut Vec<u8>, opaque, range, answer| {
+            write.append(output, opaque, range, answer)
         };
-        let limit = match job {
-            Job::Delete => Limit::new(self.rt, self.config.flush_timeout),
-            _ => {
-                let bytes = (0..count).map(|index| write.size(index)).sum();
-                Limit::new(self.rt, self.patience(count, bytes))
-            }
-        };
-        let answered = match small {
-            true => {
-                let chunks = one_chunk(count);
-                self.exchange(
-                    through,
-                    limit,
-                    (count, trips),
-                    chunks,
-                    |output, opaque, range, answer| write.append(output, opaque, range, answer),
-                )
-                .await
-            }
-            false => {
-                let chunks = write.chunks();
-                self.exchange(
-                    through,
-                    limit,
-                    (count, trips),
-                    chunks,
-                    |output, opaque, range, answer| write.append(output, opaque, range, answer),
-                )
-                .await
-            }
-        };
-        let mut outcomes = Vec::with_capacity(count);
+        let answered = self
+            .exchange(through, limit, (count, trips), write.chunks(), append)
+            .await;
         for (range, answer) in answered {
-            match answer {
-                Ok(written) => outcomes.extend(range.zip(written).map(|(index, written)| {
-                    let refused = write.refusal(index, &self.name);
-                    Outcome::Written(refused.map_or(written, Written::Failed))
-                })),
-                Err(Failure::Gone(error)) => {
-                    outcomes.extend(range.map(|_| Outcome::ConnectionGone(error.clone())));
-                }
-                Err(failure @ Failure::TimedOut) => {
-                    let error = self.failure(failure, job.name(), limit);
-                    let late = |_| Outcome::Written(Written::Failed(error.clone()));
-                    outcomes.extend(range.map(late));
-                }
-            }
+            self.written(write, range, answer, limit, &mut outcomes);
         }
         outcomes
     }
-}
 
-/// The connections that issued the leases of a part.
-fn origins(part: Part<'_>, job: Job<'_>) -> SmallVec<[u64; 2]> {
-    let mut origins = SmallVec::new();
-    for index in 0..part.len() {
-        let origin = job.origin(part.position(index));
-        if !origins.contains(&origin) {
-            origins.push(origin);
+    fn write_limit(&self, write: &Write<'_>) -> Limit {
+        let patience = match write.job {
+            Job::Delete => self.config.flush_timeout,
+            _ => {
+                let count = write.part.len();
+                self.patience(count, write.bytes())
+            }
+        };
+        Limit::new(self.rt, patience)
+    }
+
+    /// Says what became of the writes of one exchange.
+    fn written(
+        &self,
+        write: &Write<'_>,
+        range: Range<usize>,
+        answer: Answers<Written>,
+        limit: Limit,
+        outcomes: &mut Vec<Outcome>,
+    ) {
+        match answer {
+            Ok(written) => outcomes.extend(range.zip(written).map(|(index, written)| {
+                let refused = write.refusal(index, &self.name);
+                Outcome::Written(refused.map_or(written, Written::Failed))
+            })),
+            Err(Failure::Gone(error)) => {
+                outcomes.extend(range.map(|_| Outcome::ConnectionGone(error.clone())));
+            }
+            Err(failure @ Failure::TimedOut) => {
+                let error = self.failure(failure, write.job.name(), limit);
+                let late = |_| Outcome::Written(Written::Failed(error.clone()));
+                outcomes.extend(range.map(late));
+            }
         }
     }
-    origins
 }
 
 impl Job<'_> {
     /// The connection that issued the lease at this position of the batch.
-    fn origin(&self, position: usize) -> u64 {
+    fn origin(&self, position: usize) -> Option<u64> {
         match self {
-            Self::Fill(fills) => fills[position].lease.token.origin,
-            Self::Release(leases) => leases[position].token.origin,
-            Self::Set(_) | Self::Delete => 0,
+            Self::Fill(fills) => Some(fills[position].lease.token.origin),
+            Self::Release(leases) => Some(leases[position].token.origin),
+            Self::Set(_) | Self::Delete => None,
         }
     }
 
@@ -684,6 +666,7 @@ impl Job<'_> {
 }
 
 /// A write of a part.
+#[derive(Clone, Copy)]
 struct Write<'a> {
     part: Part<'a>,
     job: Job<'a>,
@@ -693,6 +676,20 @@ struct Write<'a> {
 }
 
 impl Write<'_> {
+    /// The connections that issued its leases; none if it has none.
+    fn origins(&self) -> SmallVec<[u64; 2]> {
+        let mut origins = SmallVec::new();
+        for index in 0..self.part.len() {
+            let Some(origin) = self.job.origin(self.part.position(index)) else {
+                break;
+            };
+            if !origins.contains(&origin) {
+                origins.push(origin);
+            }
+        }
+        origins
+    }
+
     fn value(&self, index: usize) -> Option<&[u8]> {
         match self.job {
             Job::Fill(fills) => Some(&fills[self.part.position(index)].value),
@@ -706,13 +703,29 @@ impl Write<'_> {
         COMMAND + self.part.key(index).len() + self.value(index).map_or(0, <[u8]>::len)
     }
 
+    /// About how many bytes are sent for all of it.
+    fn bytes(&self) -> usize {
+        (0..self.part.len()).map(|index| self.size(index)).sum()
+    }
+
+    /// Whether it is one exchange among those of small calls.
+    fn is_small(&self) -> bool {
+        match self.part.len() {
+            1 => true,
+            count => count <= SMALL && self.bytes() <= WRITE_CHUNK_BYTES,
+        }
+    }
+
     /// Ranges of about equal size.
     fn chunks(&self) -> impl Iterator<Item = Chunk> + Send {
+        let small = self.is_small();
         let mut start = 0;
         std::iter::from_fn(move || {
             let mut end = start;
             let mut bytes = 0;
-            while end < self.part.len() && end - start < WRITE_CHUNK && bytes < WRITE_CHUNK_BYTES {
+            while end < self.part.len()
+                && (small || end - start < WRITE_CHUNK && bytes < WRITE_CHUNK_BYTES)
+            {
                 bytes += self.size(end);
                 end += 1;
             }
@@ -720,7 +733,7 @@ impl Write<'_> {
             start = end;
             (!range.is_empty()).then_some(Chunk {
                 range,
-                room: Some(bytes),
+                room: (!small).then_some(bytes),
             })
         })
     }

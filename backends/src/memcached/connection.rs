@@ -35,8 +35,12 @@ const READ_SPACE: usize = 16 << 10;
 /// How much room a read buffer is made with. Values are slices of it, and keep it alive.
 const READ_BUFFER: usize = 64 << 10;
 
-/// An output buffer that grew beyond this is given back.
-const KEEP_OUTPUT: usize = 256 << 10;
+/// So much output is written at once, without waiting for more.
+const WORTH_A_WRITE: usize = 8 << 10;
+
+/// An output buffer that grew beyond this is given back once nothing is under way for a while. Sooner would be dear:
+/// the kernel hands out new memory page by page.
+const KEEP_OUTPUT: usize = 64 << 10;
 
 /// How long the reply of an abandoned lease's release is waited for.
 const RELEASE_PATIENCE: Duration = Duration::from_secs(1);
@@ -436,7 +440,7 @@ impl<W: Watch> Task<W> {
             let Some(exchange) = self.in_flight.front_mut() else {
                 return Err(Violation("a reply that nobody asked for"));
             };
-            if exchange.accept(reply, &mut context)? == Progress::Done {
+            if exchange.accept(reply, self.parser.key(), &mut context)? == Progress::Done {
                 self.in_flight.pop_front();
                 answered += 1;
             }
@@ -498,7 +502,7 @@ impl<W: Watch> Task<W> {
             true => self.answered,
             false => self.answered.max(self.in_flight.len() + state.queue.len()),
         };
-        if under_way > 1 && !self.gathered {
+        if under_way > 1 && !self.gathered && state.output.len() < WORTH_A_WRITE {
             self.gathered = true;
             return Taken::Later;
         }
@@ -527,9 +531,6 @@ impl<W: Watch> Task<W> {
         self.output.clear();
         self.written = 0;
         std::mem::swap(&mut state.output, &mut self.output);
-        if state.output.capacity() > KEEP_OUTPUT {
-            state.output = Vec::new();
-        }
         let was_idle = self.in_flight.is_empty();
         self.in_flight.extend(state.queue.drain(..));
         let earliest = state.earliest.take();
@@ -579,7 +580,15 @@ impl<W: Watch> Task<W> {
             }
             let stalled = self.silent_since.unwrap_or(now) + self.setting.stall;
             next = Some(next.map_or(stalled, |next| next.min(stalled)));
-        } else if let Some(idle) = self.setting.idle {
+        } else {
+            // All of it is written, since all of it is answered.
+            self.output.clear();
+            self.written = 0;
+            for output in [&mut state.output, &mut self.output] {
+                output.shrink_to(KEEP_OUTPUT);
+            }
+        }
+        if let (false, Some(idle)) = (under_way, self.setting.idle) {
             let until = (self.last_use + idle).max(state.leased_until.unwrap_or(self.last_use));
             if until <= now {
                 state.phase = Phase::Ended(self.error("the connection was idle", None));

@@ -100,16 +100,17 @@ impl Exchange {
         }
     }
 
-    /// Takes the next reply.
+    /// Takes the next reply; `key` is that of a classic value.
     #[inline]
     pub(super) fn accept(
         &mut self,
         reply: Reply,
+        key: &[u8],
         context: &mut Context<'_>,
     ) -> Result<Progress, Violation> {
         match &mut self.expects {
             Expects::Looks(looks) => looks.accept(reply, context),
-            Expects::Classic(classic) => classic.accept(reply, context),
+            Expects::Classic(classic) => classic.accept(reply, key, context),
             Expects::Writes(writes) => writes.accept(reply, context),
             Expects::Noop(answer) => match reply {
                 Reply::Noop => {
@@ -350,11 +351,16 @@ impl Classic {
         }
     }
 
-    fn accept(&mut self, reply: Reply, context: &mut Context<'_>) -> Result<Progress, Violation> {
+    fn accept(
+        &mut self,
+        reply: Reply,
+        key: &[u8],
+        context: &mut Context<'_>,
+    ) -> Result<Progress, Violation> {
         match reply {
-            Reply::Classic(key, cas, data) => {
+            Reply::Classic(cas, data) => {
                 while self.answers.len() < self.line_end
-                    && self.keys.get(self.answers.len()) != Some(&key[..])
+                    && self.keys.get(self.answers.len()) != Some(key)
                 {
                     self.answers.push(Ok(Lookup::Miss { lease: None }));
                 }
@@ -396,7 +402,7 @@ impl Classic {
                 while self.answers.len() < self.line_end {
                     self.answers.push(Err(error.clone()));
                 }
-                self.accept(Reply::End, context)
+                self.accept(Reply::End, key, context)
             }
             _ => Err(MISPLACED),
         }

@@ -104,15 +104,6 @@ impl Memcached {
         })
     }
 
-    /// A pool of these servers, over sockets; with `require_at_start`, once every one of them answers.
-    pub async fn connect(config: MemcachedConfig, rt: Rt) -> Result<Self> {
-        let memcached = Self::new(config, rt)?;
-        if memcached.config.require_at_start {
-            memcached.ready().await?;
-        }
-        Ok(memcached)
-    }
-
     /// Connects to every server; fails if one doesn't answer, or isn't fit.
     pub async fn ready(&self) -> Result<()> {
         join_all(self.servers.iter().map(|server| server.ping()))
@@ -135,23 +126,20 @@ impl Memcached {
         owner
     }
 
-    /// Lets every server do its part at the same time, and puts the answers where their keys stand.
-    async fn on_owners<'a, T: Send, F: Future<Output = Vec<T>> + Send>(
-        &'a self,
-        keys: &'a Keys,
-        parts: &'a mut Vec<Vec<u32>>,
-        run: impl Fn(&'a Server, Part<'a>) -> F + Send + Sync,
-    ) -> Vec<T> {
-        match keys.len() {
-            0 => return Vec::new(),
-            1 => {
-                let server = &self.servers[self.owner(keys.get(0).as_bytes())];
-                return run(server, Part::all(keys)).await;
-            }
-            _ if self.servers.len() == 1 => return run(&self.servers[0], Part::all(keys)).await,
-            _ => {}
+    /// The one server of these keys, if that is clear without looking at each.
+    fn sole_owner(&self, keys: &Keys) -> Option<&Server> {
+        match (keys.len(), &self.servers[..]) {
+            (0, _) => None,
+            (_, [server]) => Some(server),
+            (1, _) => Some(&self.servers[self.owner(keys.get(0).as_bytes())]),
+            _ => None,
         }
+    }
+
+    /// Where the keys of each server stand.
+    fn split(&self, keys: &Keys) -> Vec<Vec<u32>> {
         let share = keys.len() / self.servers.len();
+        let mut parts = Vec::new();
         parts.resize_with(self.servers.len(), || {
             Vec::with_capacity(share + share / 4 + 4)
         });
@@ -159,7 +147,16 @@ impl Memcached {
             let position = u32::try_from(position).expect("keys fit into 4 GiB");
             parts[self.owner(key.as_bytes())].push(position);
         }
-        let parts = &*parts;
+        parts
+    }
+
+    /// Lets every server do its part at the same time, and puts the answers where their keys stand.
+    async fn on_owners<'a, T: Send, F: Future<Output = Vec<T>> + Send>(
+        &'a self,
+        keys: &'a Keys,
+        parts: &'a [Vec<u32>],
+        run: impl Fn(&'a Server, Part<'a>) -> F + Send + Sync,
+    ) -> Vec<T> {
         let asked = || {
             let asked = self.servers.iter().zip(parts);
             asked.filter(|(_, positions)| !positions.is_empty())
@@ -181,11 +178,17 @@ impl Memcached {
     }
 
     async fn write(&self, keys: &Keys, job: Job<'_>, trips: &Trips) -> Vec<Outcome> {
-        let mut parts = Vec::new();
-        self.on_owners(keys, &mut parts, |server, part| {
-            server.write(part, job, trips)
-        })
-        .await
+        // What few callers need is boxed, since moving a large future costs a single-key call more than its work.
+        match self.sole_owner(keys) {
+            Some(server) => server.write(Part::all(keys), job, trips).await,
+            None => {
+                let parts = self.split(keys);
+                Box::pin(
+                    self.on_owners(keys, &parts, |server, part| server.write(part, job, trips)),
+                )
+                .await
+            }
+        }
     }
 }
 
@@ -217,9 +220,14 @@ impl Backend for Memcached {
             );
             return keys.iter().map(|_| Err(error.clone())).collect();
         }
-        let mut parts = Vec::new();
-        self.on_owners(keys, &mut parts, |server, part| server.look(part, options))
-            .await
+        match self.sole_owner(keys) {
+            Some(server) => server.look(Part::all(keys), options).await,
+            None => {
+                let parts = self.split(keys);
+                Box::pin(self.on_owners(keys, &parts, |server, part| server.look(part, options)))
+                    .await
+            }
+        }
     }
 
     async fn fill_many(
@@ -260,6 +268,13 @@ impl Backend for Memcached {
     ) -> Vec<Result<()>> {
         let outcomes = self.write(keys, Job::Set(&sets), &options.trips);
         outcomes.await.into_iter().map(batch::stored).collect()
+    }
+
+    async fn start(&self) -> Result<()> {
+        match self.config.require_at_start {
+            true => self.ready().await,
+            false => Ok(()),
+        }
     }
 
     async fn check(&self) -> Vec<ServerCheck> {

@@ -125,8 +125,8 @@ fn end(out: &mut Vec<u8>, quiet: Quiet) {
 pub(super) enum Reply {
     /// `VA`: a value; empty for a placeholder.
     Value(Flags, Bytes),
-    /// `VALUE`: a value of a classic `gets`, with key and CAS.
-    Classic(Bytes, u64, Bytes),
+    /// `VALUE`: a value of a classic `gets`, with its CAS; its key is [`Parser::key`].
+    Classic(u64, Bytes),
     /// `END`: of a classic `gets`, or of statistics.
     End,
     /// `EN`: nothing there.
@@ -181,6 +181,8 @@ pub(super) struct Parser {
     searched: usize,
     /// The header of a value whose bytes haven't all arrived.
     header: Option<Header>,
+    /// The key of the classic value that was read last, or is being read.
+    key: Vec<u8>,
     max_value: usize,
 }
 
@@ -193,7 +195,7 @@ struct Header {
 #[derive(Debug)]
 enum ValueKind {
     Meta(Flags),
-    Classic(Bytes, u64),
+    Classic(u64),
 }
 
 impl Parser {
@@ -202,8 +204,14 @@ impl Parser {
         Self {
             searched: 0,
             header: None,
+            key: Vec::new(),
             max_value,
         }
+    }
+
+    /// The key of the classic value that was answered last.
+    pub(super) fn key(&self) -> &[u8] {
+        &self.key
     }
 
     /// Changes the longest value.
@@ -288,20 +296,20 @@ impl Parser {
         buffer.advance(2);
         Ok(Some(match header.kind {
             ValueKind::Meta(flags) => Reply::Value(flags, data),
-            ValueKind::Classic(key, cas) => Reply::Classic(key, cas, data),
+            ValueKind::Classic(cas) => Reply::Classic(cas, data),
         }))
     }
 
     /// `VALUE <key> <flags> <length> <cas>`.
     fn classic(&mut self, end: usize, buffer: &mut BytesMut) -> Result<Option<Reply>, Violation> {
         const MALFORMED: Violation = Violation("a malformed VALUE line");
-        let mut line = buffer.split_to(end + 1).freeze();
-        line.truncate(end - 1);
-        line.advance(b"VALUE ".len());
-        let key_length = memchr::memchr(b' ', &line).ok_or(MALFORMED)?;
-        let key = line.slice(..key_length);
-        let rest = &line[key_length + 1..];
-        let (_, rest) = unsigned(rest).ok_or(MALFORMED)?;
+        let line = &buffer[b"VALUE ".len()..end - 1];
+        let key_end = memchr::memchr(b' ', line).ok_or(MALFORMED)?;
+        let (key, rest) = line.split_at(key_end);
+        // Copied, since a slice of the buffer costs more than the few bytes of a key.
+        self.key.clear();
+        self.key.extend_from_slice(key);
+        let (_, rest) = unsigned(&rest[1..]).ok_or(MALFORMED)?;
         let rest = rest.strip_prefix(b" ").ok_or(MALFORMED)?;
         let (length, rest) = self.length(rest)?;
         let rest = rest.strip_prefix(b" ").ok_or(MALFORMED)?;
@@ -309,7 +317,8 @@ impl Parser {
         if !rest.is_empty() {
             return Err(MALFORMED);
         }
-        let kind = ValueKind::Classic(key, cas);
+        let kind = ValueKind::Classic(cas);
+        buffer.advance(end + 1);
         self.value(Header { length, kind }, buffer)
     }
 }
@@ -496,7 +505,7 @@ mod tests {
         check("END\r\n", Reply::End);
         check(
             "VALUE key 0 3 12\r\na\r\n\r\n",
-            Reply::Classic(Bytes::from_static(b"key"), 12, Bytes::from_static(b"a\r\n")),
+            Reply::Classic(12, Bytes::from_static(b"a\r\n")),
         );
         check(
             "VERSION 1.6.18\r\n",
@@ -610,7 +619,7 @@ mod tests {
                     lines(format!("VA {}{tail}", value.len())),
                 ),
                 1 => (
-                    Reply::Classic(Bytes::from_static(b"k:1"), cas, data),
+                    Reply::Classic(cas, data),
                     lines(format!("VALUE k:1 0 {} {cas}", value.len())),
                 ),
                 2 => (Reply::Missing(flags), format!("EN{tail}\r\n").into_bytes()),

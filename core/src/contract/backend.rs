@@ -15,7 +15,7 @@ use super::{Error, Keys, Lease, Result, Token};
 ///
 /// Every `_many` answers once per input, in input order, duplicates included; an empty batch does no I/O; one dead
 /// server fails only its keys; dropping a future never harms the handle. [`Display`] shows the store without
-/// credentials. What each sentence means in practice is the suite in [`conformance`](crate::conformance), and
+/// credentials. What each sentence means in practice is the suite in the module `conformance` (a feature), and
 /// `docs/backend-guide.md` walks through writing one.
 ///
 /// Callers with one key use [`BackendExt`].
@@ -59,6 +59,11 @@ pub trait Backend: Debug + Display + Send + Sync + 'static {
         sets: Vec<Set>,
         options: &WriteOptions,
     ) -> Vec<Result<()>>;
+
+    /// Connects, if the configuration demands that the servers answer before the first use; otherwise does nothing.
+    ///
+    /// [`CacheBuilder::build`](crate::CacheBuilder::build) calls it.
+    async fn start(&self) -> Result<()>;
 
     /// Asks every server for its state, now.
     async fn check(&self) -> Vec<ServerCheck>;

@@ -359,6 +359,7 @@ impl Keys {
     }
 
     /// How many keys.
+    #[inline]
     pub fn len(&self) -> usize {
         self.ends.len()
     }
@@ -373,6 +374,7 @@ impl Keys {
     /// # Panics
     ///
     /// If there is none.
+    #[inline]
     pub fn get(&self, position: usize) -> Key<'_> {
         let start = match position {
             0 => 0,
@@ -421,6 +423,7 @@ pub struct Key<'a> {
 
 impl<'a> Key<'a> {
     /// The key as it goes over the wire.
+    #[inline]
     pub fn as_bytes(self) -> &'a [u8] {
         self.bytes
     }

@@ -2,7 +2,7 @@
 
 use std::borrow::Borrow;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::BytesMut;
 use smallvec::SmallVec;
@@ -351,6 +351,8 @@ struct Fetch<'f, D: Dataset, A> {
     later: Positions,
     /// Since when it opens entries without a break.
     turn: Instant,
+    /// When the latest look-ups were answered: the time by which entries are judged.
+    wall: SystemTime,
     hits: u64,
     absent: u64,
     misses: u64,
@@ -376,6 +378,7 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
             busy: Positions::new(),
             later: Positions::new(),
             turn: cache.shared.rt.now(),
+            wall: SystemTime::UNIX_EPOCH,
             hits: 0,
             absent: 0,
             misses: 0,
@@ -433,12 +436,11 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
     /// Has everything loaded, under the tokens of what is stored.
     async fn look_at_tokens(&mut self) {
         let lookups = self.ask(&self.wire, self.wire.len()).await;
+        self.begin_turn();
         for (index, lookup) in lookups.into_iter().enumerate() {
             let position = self.positions[index];
             let lease = match lookup {
-                Ok(Lookup::Hit { token, .. }) => {
-                    Some(Lease::new(token, self.cache.shared.rt.wall()))
-                }
+                Ok(Lookup::Hit { token, .. }) => Some(Lease::new(token, self.wall)),
                 Ok(Lookup::Miss { lease }) => lease,
                 Ok(Lookup::Busy { token, .. }) => {
                     let key = self.asked.key(position);
@@ -493,7 +495,7 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
             return;
         }
         let lookups = self.ask(&self.wire, WINDOW).await;
-        self.begin_turn(lookups.len());
+        self.begin_turn();
         for (index, lookup) in lookups.into_iter().enumerate() {
             self.take_turns(index).await;
             if index >= WINDOW && matches!(lookup, Ok(Lookup::Miss { .. })) {
@@ -508,17 +510,18 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
     async fn look_up(&mut self, indices: Positions) {
         let wire = self.wire.select(indices.iter().copied());
         let lookups = self.ask(&wire, wire.len()).await;
-        self.begin_turn(lookups.len());
+        self.begin_turn();
         for (opened, (&index, lookup)) in indices.iter().zip(lookups).enumerate() {
             self.take_turns(opened).await;
             self.sort(index, lookup);
         }
     }
 
-    fn begin_turn(&mut self, lookups: usize) {
-        if lookups >= TURN_CHECK {
-            self.turn = self.cache.shared.rt.now();
-        }
+    /// Look-ups were answered just now.
+    fn begin_turn(&mut self) {
+        let rt = self.cache.shared.rt;
+        self.turn = rt.now();
+        self.wall = rt.wall();
     }
 
     /// Opening thousands of entries would keep other tasks from running.
@@ -559,8 +562,7 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
 
     fn sort_hit(&mut self, index: usize, entry: &[u8], token: Token) {
         let position = self.positions[index];
-        let now = self.cache.shared.rt.wall();
-        match self.accessor.open(self.wire.get(index), entry, now) {
+        match self.accessor.open(self.wire.get(index), entry, self.wall) {
             Opened::Value(value) => {
                 self.hits += 1;
                 self.asked.set(position, Some(value));
@@ -574,7 +576,7 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
                 let key = self.asked.key(position);
                 match self.accessor.flights.join_by_token(key, token) {
                     Some(ticket) => self.followed.push((position, ticket)),
-                    None => self.miss(position, Some((index, Lease::new(token, now)))),
+                    None => self.miss(position, Some((index, Lease::new(token, self.wall)))),
                 }
             }
             Opened::FromAnotherTime => self.miss(position, None),
@@ -589,7 +591,7 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
             self.followed.push((position, ticket));
         } else if age > OLD_LEASE && age > self.accessor.counters.load_latency.quantile(0.99) * 2 {
             self.accessor.counters.taken_over.add(1);
-            let lease = Lease::new(token, self.cache.shared.rt.wall());
+            let lease = Lease::new(token, self.wall);
             self.miss(position, Some((index, lease)));
         } else {
             self.busy.push(index);

@@ -735,6 +735,10 @@ impl Backend for Handle {
         self.all_or_nothing(answers)
     }
 
+    async fn start(&self) -> Result<()> {
+        Ok(())
+    }
+
     async fn check(&self) -> Vec<ServerCheck> {
         let count = match self.has(Flaw::ChecksFirstServerOnly) {
             true => 1,

@@ -174,6 +174,10 @@ impl Backend for Gate {
         }
     }
 
+    async fn start(&self) -> Result<()> {
+        self.inner.start().await
+    }
+
     async fn check(&self) -> Vec<ServerCheck> {
         self.inner.check().await
     }
