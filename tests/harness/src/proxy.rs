@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -32,6 +33,10 @@ const CHUNKS: usize = 256;
 pub struct Counts {
     /// Connections that were made.
     pub connections: u64,
+    /// How often a client spoke after it had been spoken to, or for the first time, on one connection: the round trips
+    /// it waited for. Requests of one batch that leave in several writes are one turn if no reply comes in between, so
+    /// [delay the replies](Proxy::delay_replies) to be sure.
+    pub turns: u64,
     /// Pieces the requests came in; what a client writes at once comes as one if it isn't large.
     pub writes: u64,
     /// Commands by their first word: `mg`, `ms`, `md`, `mn`, `gets`. A `gets` line counts once, whatever its keys.
@@ -56,11 +61,11 @@ impl Counts {
     }
 }
 
-/// Which way bytes go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
-    Requests,
-    Replies,
+/// Which way bytes go, and whether the client has been answered since it spoke.
+#[derive(Clone, Copy, Debug)]
+enum Way<'a> {
+    Requests(&'a AtomicBool),
+    Replies(&'a AtomicBool),
 }
 
 /// A running proxy; dropping it ends all its connections.
@@ -73,7 +78,7 @@ enum Way {
 /// let server = MemcachedServer::start(Listen::Tcp, &[]);
 /// let proxy = Proxy::start(&server.address()).await?;
 /// // ... a client of `proxy.address()` reads a page ...
-/// assert_eq!(proxy.counts().batches(), 1);
+/// assert_eq!(proxy.counts().turns, 1);
 ///
 /// // Executed, and its client never learns it:
 /// proxy.hold_replies();
@@ -294,15 +299,18 @@ async fn relay(
     }
     let (client_reader, client_writer) = client.split();
     let (server_reader, server_writer) = split(server);
+    let answered = AtomicBool::new(true);
     let requests = async {
-        let cut = carry(Way::Requests, client_reader, server_writer, shared).await;
+        let way = Way::Requests(&answered);
+        let cut = carry(way, client_reader, server_writer, shared).await;
         if !cut {
             // The client has nothing more to say, and may still be answered.
             std::future::pending::<()>().await;
         }
         cut
     };
-    let replies = carry(Way::Replies, server_reader, client_writer, shared);
+    let way = Way::Replies(&answered);
+    let replies = carry(way, server_reader, client_writer, shared);
     tokio::select! {
         _ = cuts.changed() => true,
         cut = requests => cut,
@@ -312,14 +320,14 @@ async fn relay(
 
 /// Carries bytes one way until they end (false) or the connection is to be cut (true).
 async fn carry(
-    way: Way,
+    way: Way<'_>,
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     shared: &Shared,
 ) -> bool {
     let direction = match way {
-        Way::Requests => &shared.requests,
-        Way::Replies => &shared.replies,
+        Way::Requests(_) => &shared.requests,
+        Way::Replies(_) => &shared.replies,
     };
     let waiting = Waiting(&direction.waiting, Mutex::default());
     let (sender, mut receiver) = mpsc::channel::<(Instant, Bytes)>(CHUNKS);
@@ -347,6 +355,9 @@ async fn carry(
             sleep_until(due).await;
             direction.released().await;
             let (count, cut) = direction.allowance(chunk.len());
+            if let Way::Replies(answered) = way {
+                answered.store(true, Ordering::Relaxed);
+            }
             let written = to.write_all(&chunk[..count]).await;
             waiting.remove(chunk.len());
             if cut {
@@ -389,11 +400,12 @@ impl Drop for Waiting<'_> {
 }
 
 impl Shared {
-    fn count(&self, way: Way, chunk: &[u8], framer: &mut Framer) {
+    fn count(&self, way: Way<'_>, chunk: &[u8], framer: &mut Framer) {
         let mut counts = lock(&self.counts);
         match way {
-            Way::Replies => counts.reply_bytes += chunk.len() as u64,
-            Way::Requests => {
+            Way::Replies(_) => counts.reply_bytes += chunk.len() as u64,
+            Way::Requests(answered) => {
+                counts.turns += u64::from(answered.swap(false, Ordering::Relaxed));
                 counts.request_bytes += chunk.len() as u64;
                 counts.writes += 1;
                 framer.push(chunk);

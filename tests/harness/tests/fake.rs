@@ -121,6 +121,21 @@ async fn what_was_held_flows_when_the_step_is_opened() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_frozen_connection_holds_up_no_other() {
+    let fake = Fake::new();
+    let (mut one, mut two) = (fake.connect().await.unwrap(), fake.connect().await.unwrap());
+    fake.freeze(one.id());
+    one.say("ms k 1\r\n1\r\n").await.unwrap();
+    check(&mut two, "mg k v\r\n", "EN\r\n").await;
+    let set = request(&fake, "ms", "k").await;
+    fake.execute(set.id);
+    check(&mut two, "mg k v\r\n", "VA 1\r\n1\r\n").await;
+    assert!(is_pending(one.hear()).await);
+    fake.thaw(one.id());
+    assert_eq!(one.hear().await.unwrap(), "HD\r\n");
+}
+
+#[tokio::test(start_paused = true)]
 #[should_panic(expected = "request 1 isn't under way")]
 async fn a_step_of_what_is_answered_is_a_mistake_in_the_test() {
     let fake = Fake::new();

@@ -86,6 +86,25 @@ async fn counts_commands_and_batches() {
 }
 
 #[tokio::test]
+async fn a_turn_ends_with_a_reply() {
+    let (_server, proxy, mut client) = start().await;
+    client.check("mn\r\n", "MN\r\n").await;
+    client.check("mn\r\n", "MN\r\n").await;
+    assert_eq!(proxy.counts().turns, 2);
+
+    proxy.hold_replies();
+    for number in 1..=3 {
+        client.say("mn\r\n").await;
+        while proxy.counts().batches() < 2 + number {
+            tokio::task::yield_now().await;
+        }
+    }
+    proxy.release_replies();
+    assert_eq!(client.hear(12).await, "MN\r\n".repeat(3));
+    assert_eq!((proxy.counts().turns, proxy.counts().writes), (3, 5));
+}
+
+#[tokio::test]
 async fn commands_are_counted_whatever_pieces_they_come_in() {
     let (_server, proxy, mut client) = start().await;
     for byte in ["ms a", " 6 q\r", "\nmn\r\nm", "n\r\nm", "n\r\n"] {

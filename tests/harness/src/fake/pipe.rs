@@ -11,7 +11,7 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 
 use super::Fake;
-use super::command::{Frame, Framer};
+use super::framer::{Frame, Framer};
 use super::machine::Reply;
 
 /// Names a connection: they count from 1 in the order they were dialled, over restarts too.
@@ -135,6 +135,8 @@ pub(super) struct Connection {
     replies: BytesMut,
     /// The client will write no more.
     finished: bool,
+    /// Every step waits for the test.
+    pub(super) frozen: bool,
     reader: Option<Waker>,
     writer: Option<Waker>,
 }
@@ -151,6 +153,7 @@ impl Connection {
             held_back: 0,
             replies: BytesMut::new(),
             finished: false,
+            frozen: false,
             reader: None,
             writer: None,
         }
@@ -292,6 +295,14 @@ pub(super) struct Held {
 }
 
 impl Held {
+    fn all() -> Self {
+        Self {
+            arrival: true,
+            execution: true,
+            reply: true,
+        }
+    }
+
     pub(super) fn set(&mut self, step: Step, held: bool) {
         match step {
             Step::Arrival => self.arrival = held,
@@ -345,16 +356,20 @@ impl Wires {
         let Some(connection) = self.connections.get_mut(&id) else {
             return;
         };
-        if !self.held.arrival {
+        let held = match connection.frozen {
+            true => Held::all(),
+            false => self.held,
+        };
+        if !held.arrival {
             connection.arrive(ALL);
         }
         loop {
-            if !self.held.reply {
+            if !held.reply {
                 connection.reply(ALL);
             }
             // A client that doesn't read its replies isn't served.
             let unread = connection.replies.len() + connection.held_back;
-            let may_execute = !self.held.execution && !self.stopped && unread < window;
+            let may_execute = !held.execution && !self.stopped && unread < window;
             if !may_execute || !connection.execute_one(ALL, execute) {
                 break;
             }
