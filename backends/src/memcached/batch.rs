@@ -32,11 +32,8 @@ const LOOK_CHUNK: usize = 256;
 const LOOK_ROOM: usize = 128;
 
 /// Keys, and about so many bytes, of one exchange of a bulk write.
-const WRITE_CHUNK: usize = 256;
-const WRITE_CHUNK_BYTES: usize = 128 << 10;
-
-/// About so many bytes in the first of them, so that the server has something to do while the next is made.
-const FIRST_CHUNK_BYTES: usize = 16 << 10;
+const WRITE_CHUNK: usize = 512;
+const WRITE_CHUNK_BYTES: usize = 256 << 10;
 
 /// Keys, and about so many bytes, of one classic `gets` line: longer ones make neighbours wait.
 const CLASSIC_LINE: usize = 100;
@@ -685,12 +682,8 @@ impl<'a> Write<'a> {
             bytes: 0,
             refuses: true,
         };
-        let mut refuses = false;
-        for index in 0..part.len() {
-            write.bytes += write.size(index);
-            refuses |= write.is_refused(index);
-        }
-        write.refuses = refuses;
+        write.refuses = (0..part.len()).any(|index| write.is_refused(index));
+        write.bytes = (0..part.len()).map(|index| write.size(index)).sum();
         write
     }
 
@@ -732,18 +725,18 @@ impl<'a> Write<'a> {
     /// Ranges of about equal size.
     fn chunks(&self) -> impl Iterator<Item = Chunk> + Send {
         let small = self.is_small();
-        let mut most = FIRST_CHUNK_BYTES;
         let mut start = 0;
         std::iter::from_fn(move || {
             let mut end = start;
             let mut bytes = 0;
-            while end < self.part.len() && (small || end - start < WRITE_CHUNK && bytes < most) {
+            while end < self.part.len()
+                && (small || end - start < WRITE_CHUNK && bytes < WRITE_CHUNK_BYTES)
+            {
                 bytes += self.size(end);
                 end += 1;
             }
             let range = start..end;
             start = end;
-            most = WRITE_CHUNK_BYTES.min(most * 2);
             (!range.is_empty()).then_some(Chunk {
                 range,
                 room: (!small).then_some(bytes),
