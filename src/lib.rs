@@ -6,6 +6,8 @@ pub use larder_backends::{BuilderExt, Registry};
 pub use larder_backends::{BulkForm, Memcached, MemcachedConfig};
 #[cfg(feature = "memory")]
 pub use larder_backends::{Memory, MemoryConfig};
+#[cfg(feature = "conformance")]
+pub use larder_core::conformance;
 pub use larder_core::{
     AccessorStats, Backend, BackendExt, BackendStats, Batch, BoxError, Cache, CacheBuilder,
     CacheStats, Codec, Compression, Config, Dataset, Dictionary, Direct, Error, ErrorKind,
@@ -13,3 +15,8 @@ pub use larder_core::{
     LoadError, Missing, Plain, Pool, Prefix, Reach, Reader, Result, Route, Rows, Rt, ServerCheck,
     ServerStats, Source, Tally, contract, entry, get, get_many, prime, refresh, uncached, warm,
 };
+
+/// The guide's code, compiled and run: its backend passes the suite.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/backend-guide.md")]
+struct BackendGuide;

@@ -1,11 +1,15 @@
 //! Every backend passes the suite of `larder::conformance`, a line each.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use larder_backends::{Memory, MemoryConfig};
-use larder_core::conformance::{Abilities, Subject};
+use larder_backends::memcached::BulkForm;
+use larder_backends::{Memcached, MemcachedConfig, Memory, MemoryConfig};
+use larder_core::conformance::{Abilities, Peeked, Subject};
 use larder_core::{Backend, Rt};
+use larder_harness::fake::{Fake, Network};
+use larder_harness::raw::Raw;
+use larder_harness::server::{Listen, MemcachedServer};
 
 larder_core::conformance! {
     #[tokio::test(start_paused = true)]
@@ -18,6 +22,24 @@ larder_core::conformance! {
         dead_server_fails_only_its_keys,
         hung_server_costs_a_call_its_deadline,
     ];
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    memcached_tcp => MemcachedSubject::start(Listen::Tcp, 1, BulkForm::Meta),
+        except [dead_server_fails_only_its_keys];
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    memcached_unix => MemcachedSubject::start(Listen::Unix, 1, BulkForm::Meta),
+        except [dead_server_fails_only_its_keys];
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    memcached_three_servers => MemcachedSubject::start(Listen::Tcp, 3, BulkForm::Meta);
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    memcached_get_lines => MemcachedSubject::start(Listen::Unix, 1, BulkForm::Get),
+        except [dead_server_fails_only_its_keys];
+
+    #[tokio::test(start_paused = true)]
+    memcached_fakes => FakeSubject::start(3);
 }
 
 /// The memory store, under tokio's paused clock.
@@ -45,5 +67,145 @@ impl Subject for MemorySubject {
 
     async fn advance(&self, duration: Duration) {
         tokio::time::advance(duration).await;
+    }
+}
+
+/// The memcached client over real servers, each case its own.
+struct MemcachedSubject {
+    servers: Vec<Mutex<MemcachedServer>>,
+    bulk: BulkForm,
+}
+
+impl MemcachedSubject {
+    fn start(listen: Listen, servers: usize, bulk: BulkForm) -> Self {
+        let server = || Mutex::new(MemcachedServer::start(listen, &["-m", "128"]));
+        Self {
+            servers: (0..servers).map(|_| server()).collect(),
+            bulk,
+        }
+    }
+
+    fn server(&self, number: usize) -> MutexGuard<'_, MemcachedServer> {
+        self.servers[number]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait::async_trait]
+impl Subject for MemcachedSubject {
+    fn can(&self) -> Abilities {
+        Abilities::one_server()
+            .servers(self.servers.len())
+            .peeks()
+            .kills()
+            .stops()
+    }
+
+    async fn backend(&self) -> Arc<dyn Backend> {
+        let addresses = (0..self.servers.len()).map(|number| self.server(number).address());
+        let mut config = MemcachedConfig::new(addresses);
+        config.bulk = self.bulk;
+        // Time enough for a machine that runs other tests beside this, and none lost waiting to dial again.
+        config.connect_timeout = Duration::from_secs(2);
+        config.timeout = Duration::from_secs(3);
+        config.flush_timeout = Duration::from_secs(3);
+        config.backoff_limit = Duration::from_millis(200);
+        Arc::new(Memcached::new(config, Rt::new()).expect("the configuration can work"))
+    }
+
+    async fn advance(&self, duration: Duration) {
+        tokio::time::sleep(duration).await;
+    }
+
+    async fn peek(&self, key: &str) -> Option<Peeked> {
+        let mut found = None;
+        for number in 0..self.servers.len() {
+            let address = self.server(number).address();
+            if let Some(item) = Raw::connect(&address).await.get(key).await {
+                assert_eq!(found, None, "two servers have {key}");
+                found = Some(Peeked::new(item.value, item.ttl));
+            }
+        }
+        found
+    }
+
+    async fn kill(&self, server: usize) {
+        self.server(server).kill();
+    }
+
+    async fn restart(&self, server: usize) {
+        self.server(server).restart();
+    }
+
+    async fn stop(&self, server: usize) {
+        self.server(server).stop();
+    }
+
+    async fn resume(&self, server: usize) {
+        self.server(server).resume();
+    }
+}
+
+/// The memcached client over fake servers, under tokio's paused clock.
+struct FakeSubject(Vec<Fake>);
+
+impl FakeSubject {
+    fn start(servers: usize) -> Self {
+        Self((0..servers).map(|_| Fake::new()).collect())
+    }
+}
+
+#[async_trait::async_trait]
+impl Subject for FakeSubject {
+    fn can(&self) -> Abilities {
+        Abilities::one_server()
+            .servers(self.0.len())
+            .peeks()
+            .kills()
+            .stops()
+            .skips_time()
+    }
+
+    async fn backend(&self) -> Arc<dyn Backend> {
+        let names: Vec<_> = (0..self.0.len()).map(|n| format!("cache-{n}")).collect();
+        let network = Network::new();
+        for (name, fake) in names.iter().zip(&self.0) {
+            network.set(name, Some(fake));
+        }
+        let config = MemcachedConfig::new(names);
+        let (rt, transport) = (self.0[0].rt(), network.transport());
+        let memcached = Memcached::with_transport(config, rt, transport);
+        Arc::new(memcached.expect("the configuration can work"))
+    }
+
+    async fn advance(&self, duration: Duration) {
+        tokio::time::advance(duration).await;
+    }
+
+    async fn peek(&self, key: &str) -> Option<Peeked> {
+        let mut found = self.0.iter().filter_map(|fake| {
+            let value = fake.peek(key)?;
+            Some(Peeked::new(value, fake.ttl(key)))
+        });
+        let first = found.next();
+        assert_eq!(found.next(), None, "two servers have {key}");
+        first
+    }
+
+    async fn kill(&self, server: usize) {
+        self.0[server].kill();
+    }
+
+    async fn restart(&self, server: usize) {
+        self.0[server].restart();
+    }
+
+    async fn stop(&self, server: usize) {
+        self.0[server].stop();
+    }
+
+    async fn resume(&self, server: usize) {
+        self.0[server].resume();
     }
 }

@@ -4,8 +4,9 @@
 //! second store, and neither sees the other's deletes. It keeps encoded entries, never the application's values.
 //!
 //! Entries live in shards, each a hash table under a lock of its own, so that winning a lease, comparing a token and
-//! deleting are one step each. Every call does its work when it is first polled and never waits; a lock is held for
-//! one key at a time, and neither copying a value in nor freeing it happens under a lock.
+//! deleting are one step each. A call does its work when it is first polled, but for long look-ups, which give other
+//! tasks a turn; a lock is held for one key at a time, and neither copying a value in nor freeing it happens under a
+//! lock.
 
 use std::fmt;
 use std::hash::BuildHasher as _;
@@ -20,12 +21,15 @@ use foldhash::quality::RandomState;
 use indexmap::IndexMap;
 use indexmap::map::raw_entry_v1::{RawEntryApiV1 as _, RawEntryMut};
 use larder_core::{
-    Backend, BackendStats, Error, ErrorKind, Fill, FillOutcome, GetOptions, Instant, Key, Keys,
-    Lease, Lookup, Lost, Pool, Reach, Result, Rt, ServerAnswer, ServerCheck, ServerStats, Set,
-    Token, Trips, WriteOptions,
+    Backend, BackendStats, Error, ErrorKind, Fill, FillOutcome, Found, GetOptions, Instant, Key,
+    Keys, Lease, Lookup, Lost, Pool, Reach, Result, Rt, ServerAnswer, ServerCheck, ServerStats,
+    Set, Token, Trips, WriteOptions,
 };
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
+
+/// Keys of one look-up between two looks at the clock.
+const TURN: usize = 64;
 
 /// How large the store may grow.
 ///
@@ -163,17 +167,26 @@ impl fmt::Debug for Memory {
 
 #[async_trait]
 impl Backend for Memory {
-    async fn get_many(&self, keys: &Keys, options: &GetOptions) -> Vec<Result<Lookup>> {
+    async fn get_each(&self, keys: &Keys, options: &GetOptions, found: Found<'_>) {
         let mut call = match self.begin(keys.len(), &options.trips) {
             Ok(call) => call,
-            Err(answers) => return answers,
+            Err(answers) => {
+                for (position, answer) in answers.into_iter().enumerate() {
+                    found(position, answer);
+                }
+                return;
+            }
         };
         let (store, now) = (call.store, call.now);
         let mut won_at = None;
-        let mut answers = Vec::with_capacity(keys.len());
+        let mut turn = None;
         for (position, key) in keys.iter().enumerate() {
+            if position % TURN == TURN - 1 {
+                // What takes the time is what the caller does with the answers.
+                turn.get_or_insert_with(|| store.rt.turn()).over().await;
+            }
             let until = options.lease_of(position).map(|length| now.after(length));
-            answers.push(Ok(match call.on(key, |mut spot| spot.look(until)) {
+            let answer = match call.on(key, |mut spot| spot.look(until)) {
                 Seen::Value(value, stamp) => Lookup::Hit {
                     value,
                     token: store.token(stamp),
@@ -189,9 +202,9 @@ impl Backend for Memory {
                     age: now.since(since),
                     token: store.token(stamp),
                 },
-            }));
+            };
+            found(position, Ok(answer));
         }
-        answers
     }
 
     async fn fill_many(
@@ -208,20 +221,26 @@ impl Backend for Memory {
         let (store, now) = (call.store, call.now);
         let mut answers = Vec::with_capacity(keys.len());
         for (key, fill) in keys.iter().zip(fills) {
-            answers.push(store.accepts(key, &fill.value).map(|()| {
-                let Some(leased) = store.stamp(fill.lease.token) else {
-                    return FillOutcome::Lost(Lost::ConnectionGone);
-                };
-                let value = owned(&fill.value);
-                let expires = now.expiry(fill.ttl);
-                if call.on(key, |mut spot| spot.fill(leased, value, expires)) {
-                    FillOutcome::Stored
-                } else if leased.expires <= now {
-                    FillOutcome::Lost(Lost::Expired)
-                } else {
-                    FillOutcome::Lost(Lost::Voided)
+            let leased = store.stamp(fill.lease.token);
+            answers.push(match (store.accepts(key, &fill.value), leased) {
+                (Err(error), leased) => {
+                    if let Some(leased) = leased {
+                        call.on(key, |mut spot| spot.release(leased));
+                    }
+                    Err(error)
                 }
-            }));
+                (Ok(()), None) => Ok(FillOutcome::Lost(Lost::ConnectionGone)),
+                (Ok(()), Some(leased)) => {
+                    let value = owned(&fill.value);
+                    let expires = now.expiry(fill.ttl);
+                    let stored = call.on(key, |mut spot| spot.fill(leased, value, expires));
+                    Ok(match stored {
+                        true => FillOutcome::Stored,
+                        false if leased.expires <= now => FillOutcome::Lost(Lost::Expired),
+                        false => FillOutcome::Lost(Lost::Voided),
+                    })
+                }
+            });
         }
         answers
     }
@@ -280,6 +299,10 @@ impl Backend for Memory {
             }));
         }
         answers
+    }
+
+    async fn start(&self) -> Result<()> {
+        Ok(())
     }
 
     async fn check(&self) -> Vec<ServerCheck> {

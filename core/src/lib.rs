@@ -15,5 +15,5 @@ mod stats;
 pub use contract::*;
 pub use entry::{Codec, Compression, Dictionary};
 pub use read::*;
-pub use rt::{Instant, Rt};
+pub use rt::{Instant, Rt, Turn};
 pub use stats::{AccessorStats, CacheStats, Latency, Tally};

@@ -101,8 +101,48 @@ impl Rt {
         tokio::spawn(future.in_current_span())
     }
 
+    /// Starts a stretch of work that gives other tasks a turn from time to time.
+    pub fn turn(&self) -> Turn {
+        Turn {
+            rt: *self,
+            since: self.now(),
+        }
+    }
+
     /// Lets every task that can run have a turn.
     pub async fn yield_now(&self) {
         tokio::task::yield_now().await;
+    }
+}
+
+/// How long a task works before others get a turn. A turn is a pass through the runtime's driver: shorter stretches
+/// would cost more than the work between them.
+const STRETCH: Duration = Duration::from_micros(500);
+
+/// A stretch of work in one task.
+///
+/// ```
+/// # use larder_core::Rt;
+/// # async fn open_all(entries: Vec<Vec<u8>>) {
+/// let mut turn = Rt::new().turn();
+/// for chunk in entries.chunks(32) {
+///     // … decode them
+///     turn.over().await;
+/// }
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Turn {
+    rt: Rt,
+    since: Instant,
+}
+
+impl Turn {
+    /// Lets other tasks run if this one has worked for half a millisecond.
+    pub async fn over(&mut self) {
+        if self.rt.now().duration_since(self.since) > STRETCH {
+            self.rt.yield_now().await;
+            self.since = self.rt.now();
+        }
     }
 }

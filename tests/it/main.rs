@@ -2,3 +2,4 @@
 
 mod memcached;
 mod read;
+mod service;

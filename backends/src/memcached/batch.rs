@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use larder_core::{
-    Error, ErrorKind, Fill, FillOutcome, GetOptions, Keys, Lease, Lookup, Lost, Result, Set, Trips,
+    Error, ErrorKind, Fill, FillOutcome, Found, GetOptions, Keys, Lease, Lookup, Lost, Result, Set,
+    Trips,
 };
 use smallvec::SmallVec;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -107,24 +108,27 @@ type Answers<T> = std::result::Result<Vec<T>, Failure>;
 /// What a look-up was answered.
 type Looked = Answers<Result<Lookup>>;
 
-/// The exchanges of a part with what they were answered, in order.
-type Answered<T> = SmallVec<[(Range<usize>, Answers<T>); 1]>;
+/// The exchanges of a part, in order, with where their answers will be.
+type Submitted<T> = SmallVec<[(Range<usize>, Receiving<T>); 1]>;
+
+/// Where an exchange's answer will be, or why there is none.
+type Receiving<T> = std::result::Result<oneshot::Receiver<Answers<T>>, Failure>;
 
 impl Server {
-    /// Submits chunk after chunk, waiting for room in between, and waits for the answers.
-    async fn exchange<T: Send>(
+    /// Submits chunk after chunk, waiting for room in between.
+    async fn submit_all<T: Send>(
         &self,
         through: Through,
         limit: Limit,
         (keys, trips): (usize, &Trips),
         chunks: impl Iterator<Item = Chunk> + Send,
         append: impl Fn(&mut Vec<u8>, u32, Range<usize>, Answer<T>) -> Expects + Send,
-    ) -> Answered<T> {
+    ) -> Submitted<T> {
         let mut connection = match &through {
             Through::Only(connection) => Ok(Arc::clone(connection)),
             Through::Lane(lane) => self.connected(*lane).await.map_err(Failure::Gone),
         };
-        let mut submitted: SmallVec<[_; 1]> = SmallVec::new();
+        let mut submitted = Submitted::new();
         for Chunk { range, room } in chunks {
             let mut answered = Err(Failure::TimedOut);
             // A connection that ended before it took the first chunk has done nothing, so another may.
@@ -167,17 +171,7 @@ impl Server {
             }
             submitted.push((range, answered));
         }
-        // The last is answered last: waiting for it first, the caller is woken once.
-        let mut answers: Answered<T> = SmallVec::with_capacity(submitted.len());
-        for (range, answered) in submitted.into_iter().rev() {
-            let answer = match answered {
-                Err(failure) => Err(failure),
-                Ok(receiver) => self.answer(receiver).await,
-            };
-            answers.push((range, answer));
-        }
-        answers.reverse();
-        answers
+        submitted
     }
 
     /// Submits a part that is one exchange at once, if its connection is there to take it.
@@ -196,6 +190,11 @@ impl Server {
             .ok()?;
         self.count_trip(keys, trips);
         Some(answered)
+    }
+
+    /// Waits for the answer of an exchange, if it was submitted.
+    async fn received<T>(&self, receiving: Receiving<T>) -> Answers<T> {
+        self.answer(receiving?).await
     }
 
     /// Waits for the answer of an exchange, which always comes: the connection minds the deadline.
@@ -262,7 +261,7 @@ struct Look<'a> {
 
 impl Server {
     /// Looks a part up.
-    pub(super) async fn look(&self, part: Part<'_>, options: &GetOptions) -> Vec<Result<Lookup>> {
+    pub(super) async fn look(&self, part: Part<'_>, options: &GetOptions, found: Found<'_>) {
         let terms = options
             .lease
             .map(|length| Terms::new(length, self.rt.wall()));
@@ -280,8 +279,8 @@ impl Server {
         if part.len() > SMALL {
             // Boxed, since a small call should not pay for the size of a large one's future.
             return match self.config.bulk {
-                BulkForm::Meta => Box::pin(self.look_meta(&look, Lane::Bulk, options)).await,
-                BulkForm::Get => Box::pin(self.look_classic(&look, options)).await,
+                BulkForm::Meta => Box::pin(self.look_meta(&look, Lane::Bulk, options, found)).await,
+                BulkForm::Get => Box::pin(self.look_classic(&look, options, found)).await,
             };
         }
         let lane = self.lane_of(part.key(0));
@@ -293,36 +292,36 @@ impl Server {
         match self.submit(self.live(lane), limit, trip, append) {
             Some(answered) => {
                 let answer = self.answer(answered).await;
-                self.looked_once(answer, limit, part.len())
+                self.looked(0..part.len(), answer, limit, |index, answer| {
+                    found(part.position(index), answer);
+                });
             }
-            None => Box::pin(self.look_meta(&look, lane, options)).await,
+            None => Box::pin(self.look_meta(&look, lane, options, found)).await,
         }
     }
 
-    async fn look_meta(
-        &self,
-        look: &Look<'_>,
-        lane: Lane,
-        options: &GetOptions,
-    ) -> Vec<Result<Lookup>> {
+    async fn look_meta(&self, look: &Look<'_>, lane: Lane, options: &GetOptions, found: Found<'_>) {
         let count = look.part.len();
         let limit = self.look_limit(count, options);
         let trip = (count, &options.trips);
         let append = |output: &mut Vec<u8>, opaque, range, answer| {
             look.append(output, opaque, range, answer)
         };
-        let answered = self
-            .exchange(Through::Lane(lane), limit, trip, look_chunks(count), append)
+        let submitted = self
+            .submit_all(Through::Lane(lane), limit, trip, look_chunks(count), append)
             .await;
-        self.looked(answered, limit, count)
+        self.look_on(submitted, limit, |index, answer| {
+            found(look.part.position(index), answer);
+        })
+        .await;
     }
 
     /// Classic lines on the bulk connection, and then `mg` for the leases of what is absent.
-    async fn look_classic(&self, look: &Look<'_>, options: &GetOptions) -> Vec<Result<Lookup>> {
+    async fn look_classic(&self, look: &Look<'_>, options: &GetOptions, found: Found<'_>) {
         let count = look.part.len();
         let limit = self.look_limit(count, options);
-        let answered = self
-            .exchange(
+        let submitted = self
+            .submit_all(
                 Through::Lane(Lane::Bulk),
                 limit,
                 (count, &options.trips),
@@ -330,32 +329,42 @@ impl Server {
                 |output, _, range, answer| look.append_lines(output, range, answer),
             )
             .await;
-        let mut answers = self.looked(answered, limit, count);
-        let absent: Vec<usize> = (0..look.leased)
-            .filter(|&index| {
-                matches!(
-                    answers[index],
-                    Ok(Lookup::Miss { .. } | Lookup::Busy { .. })
-                )
-            })
-            .collect();
+        let mut absent: Vec<u32> = Vec::new();
+        self.look_on(submitted, limit, |index, answer| {
+            let position = look.part.position(index);
+            if index < look.leased
+                && matches!(answer, Ok(Lookup::Miss { .. } | Lookup::Busy { .. }))
+            {
+                absent.push(u32::try_from(position).expect("keys fit into 4 GiB"));
+            } else {
+                found(position, answer);
+            }
+        })
+        .await;
         if absent.is_empty() {
-            return answers;
+            return;
         }
-        let positions: Vec<u32> = absent
-            .iter()
-            .map(|&index| u32::try_from(look.part.position(index)).expect("keys fit into 4 GiB"))
-            .collect();
         let second = Look {
-            part: Part::some(look.part.keys, &positions),
+            part: Part::some(look.part.keys, &absent),
             terms: look.terms,
-            leased: positions.len(),
+            leased: absent.len(),
         };
-        let leased = self.look_meta(&second, Lane::Bulk, options).await;
-        for (index, answer) in absent.into_iter().zip(leased) {
-            answers[index] = answer;
+        self.look_meta(&second, Lane::Bulk, options, found).await;
+    }
+
+    /// Hands over what the exchanges of a part are answered, one after the other as they come.
+    async fn look_on(
+        &self,
+        submitted: Submitted<Result<Lookup>>,
+        limit: Limit,
+        mut found: impl FnMut(usize, Result<Lookup>) + Send,
+    ) {
+        let mut turn = self.rt.turn();
+        for (range, receiving) in submitted {
+            let answer = self.received(receiving).await;
+            self.looked(range, answer, limit, &mut found);
+            turn.over().await;
         }
-        answers
     }
 
     fn look_limit(&self, keys: usize, options: &GetOptions) -> Limit {
@@ -365,40 +374,27 @@ impl Server {
         }
     }
 
-    /// The answers of the one exchange of a part.
-    fn looked_once(&self, answer: Looked, limit: Limit, count: usize) -> Vec<Result<Lookup>> {
-        match answer {
-            Ok(answers) => answers,
-            Err(failure) => {
-                let error = self.failure(failure, "look-up", limit);
-                (0..count).map(|_| Err(error.clone())).collect()
-            }
-        }
-    }
-
-    /// One answer a key.
+    /// Hands over what one exchange was answered: one answer a key.
     fn looked(
         &self,
-        answered: Answered<Result<Lookup>>,
+        range: Range<usize>,
+        answer: Looked,
         limit: Limit,
-        count: usize,
-    ) -> Vec<Result<Lookup>> {
-        let mut answers = Vec::new();
-        for (range, answer) in answered {
-            match answer {
-                // The usual case of one exchange moves nothing.
-                Ok(all) if answers.is_empty() && range.len() == count => answers = all,
-                Ok(mut some) => {
-                    answers.reserve(count - answers.len());
-                    answers.append(&mut some);
+        mut found: impl FnMut(usize, Result<Lookup>),
+    ) {
+        match answer {
+            Ok(answers) => {
+                for (index, answer) in range.zip(answers) {
+                    found(index, answer);
                 }
-                Err(failure) => {
-                    let error = self.failure(failure, "look-up", limit);
-                    answers.extend(range.map(|_| Err(error.clone())));
+            }
+            Err(failure) => {
+                let error = self.failure(failure, "look-up", limit);
+                for index in range {
+                    found(index, Err(error.clone()));
                 }
             }
         }
-        answers
     }
 }
 
@@ -591,10 +587,15 @@ impl Server {
         let append = |output: &mut Vec<u8>, opaque, range, answer| {
             write.append(output, opaque, range, answer)
         };
-        let answered = self
-            .exchange(through, limit, (count, trips), write.chunks(), append)
+        let submitted = self
+            .submit_all(through, limit, (count, trips), write.chunks(), append)
             .await;
-        for (range, answer) in answered {
+        // The last is answered last: waiting for it first, the caller is woken once.
+        let mut answered: SmallVec<[_; 1]> = SmallVec::with_capacity(submitted.len());
+        for (range, receiving) in submitted.into_iter().rev() {
+            answered.push((range, self.received(receiving).await));
+        }
+        for (range, answer) in answered.into_iter().rev() {
             self.written(write, range, answer, limit, &mut outcomes);
         }
         outcomes

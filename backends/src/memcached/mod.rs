@@ -20,13 +20,13 @@ mod transport;
 use std::fmt;
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use larder_core::{
-    Backend, BackendStats, Error, ErrorKind, Fill, FillOutcome, GetOptions, Keys, Lease, Lookup,
+    Backend, BackendStats, Error, ErrorKind, Fill, FillOutcome, Found, GetOptions, Keys, Lease,
     Pool, Reach, Result, Rt, ServerCheck, Set, Trips, WriteOptions,
 };
 use xxhash_rust::xxh3::xxh3_64;
@@ -104,15 +104,6 @@ impl Memcached {
         })
     }
 
-    /// A pool of these servers, over sockets; with `require_at_start`, once every one of them answers.
-    pub async fn connect(config: MemcachedConfig, rt: Rt) -> Result<Self> {
-        let memcached = Self::new(config, rt)?;
-        if memcached.config.require_at_start {
-            memcached.ready().await?;
-        }
-        Ok(memcached)
-    }
-
     /// Connects to every server; fails if one doesn't answer, or isn't fit.
     pub async fn ready(&self) -> Result<()> {
         join_all(self.servers.iter().map(|server| server.ping()))
@@ -159,6 +150,14 @@ impl Memcached {
         parts
     }
 
+    /// The servers that have a part.
+    fn asked<'a>(&'a self, parts: &'a [Vec<u32>]) -> impl Iterator<Item = (&'a Server, &'a [u32])> {
+        let asked = self.servers.iter().zip(parts);
+        asked
+            .filter(|(_, positions)| !positions.is_empty())
+            .map(|(server, positions)| (&**server, &positions[..]))
+    }
+
     /// Lets every server do its part at the same time, and puts the answers where their keys stand.
     async fn on_owners<'a, T: Send, F: Future<Output = Vec<T>> + Send>(
         &'a self,
@@ -166,10 +165,7 @@ impl Memcached {
         parts: &'a [Vec<u32>],
         run: impl Fn(&'a Server, Part<'a>) -> F + Send + Sync,
     ) -> Vec<T> {
-        let asked = || {
-            let asked = self.servers.iter().zip(parts);
-            asked.filter(|(_, positions)| !positions.is_empty())
-        };
+        let asked = || self.asked(parts);
         let answered =
             join_all(asked().map(|(server, positions)| run(server, Part::some(keys, positions))))
                 .await;
@@ -221,20 +217,32 @@ impl fmt::Display for Memcached {
 
 #[async_trait]
 impl Backend for Memcached {
-    async fn get_many(&self, keys: &Keys, options: &GetOptions) -> Vec<Result<Lookup>> {
+    async fn get_each(&self, keys: &Keys, options: &GetOptions, found: Found<'_>) {
         if self.config.via_proxy && options.lease.is_some() {
             let error = Error::new(
                 ErrorKind::Unsupported,
                 "memcached: leases can't be trusted through a proxy (`via_proxy`), so mutable data can't be cached",
             );
-            return keys.iter().map(|_| Err(error.clone())).collect();
+            for position in 0..keys.len() {
+                found(position, Err(error.clone()));
+            }
+            return;
         }
         match self.sole_owner(keys) {
-            Some(server) => server.look(Part::all(keys), options).await,
+            Some(server) => server.look(Part::all(keys), options, found).await,
             None => {
                 let parts = self.split(keys);
-                Box::pin(self.on_owners(keys, &parts, |server, part| server.look(part, options)))
-                    .await
+                // Servers take turns in handing over, between awaits, so that none ever waits for the lock.
+                let found = Mutex::new(found);
+                let looks = self.asked(&parts).map(|(server, positions)| async {
+                    let part = Part::some(keys, positions);
+                    let found = &mut |position, answer| {
+                        let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
+                        found(position, answer);
+                    };
+                    server.look(part, options, found).await;
+                });
+                join_all(looks).await;
             }
         }
     }
@@ -277,6 +285,13 @@ impl Backend for Memcached {
     ) -> Vec<Result<()>> {
         let outcomes = self.write(keys, Job::Set(&sets), &options.trips);
         outcomes.await.into_iter().map(batch::stored).collect()
+    }
+
+    async fn start(&self) -> Result<()> {
+        match self.config.require_at_start {
+            true => self.ready().await,
+            false => Ok(()),
+        }
     }
 
     async fn check(&self) -> Vec<ServerCheck> {

@@ -51,7 +51,7 @@ pub struct Figures {
     pub p99: f64,
     /// Calls answered in a second: of the bulk, where there are neighbours.
     pub per_second: f64,
-    /// What a call cost the client.
+    /// What a call cost the client: a bulk call with the single gets beside it, where there are neighbours.
     pub cpu: f64,
 }
 
@@ -269,9 +269,17 @@ async fn neighbour_round(
     let (caller, latencies) = single?;
     ensure!(!latencies.is_empty(), "no call was answered");
     let cpu = cpu_time()? - used;
-    let figures = Figures {
-        per_second: f64::from(calls) / elapsed.as_secs_f64(),
-        ..figures(latencies, cpu, None)
+    let figures = figures(latencies, cpu, None);
+    let figures = match calls {
+        0 => Figures {
+            per_second: 0.0,
+            ..figures
+        },
+        _ => Figures {
+            per_second: f64::from(calls) / elapsed.as_secs_f64(),
+            cpu: cpu.as_secs_f64() * 1e6 / f64::from(calls),
+            ..figures
+        },
     };
     Ok((Neighbours { bulk, caller }, figures))
 }

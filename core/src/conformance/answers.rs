@@ -411,15 +411,20 @@ pub(super) async fn closed_handle_refuses_calls(scene: &Scene) {
 pub(super) async fn close_waits_for_what_is_under_way(scene: &Scene) {
     let (closed, other) = (scene.backend().await, scene.backend().await);
     let keys = scene.keys(0..1_000);
+    // Its connection is open: what isn't begun may be refused.
+    set_own_texts(
+        &*closed,
+        &scene.keys((0..1_000).map(|number| format!("earlier:{number}"))),
+    )
+    .await;
     let sets = own_texts(&keys).map(Set::new).collect();
     let options = WriteOptions::default();
-    let mut stores = pin!(closed.set_immutable_many(&keys, sets, &options));
-    let answered = poll_once(stores.as_mut()).await;
-    closed.close(Duration::from_secs(10)).await;
-    let answers = match answered {
-        Some(answers) => answers,
-        None => stores.await,
-    };
+    // Polled in this order, so that the stores are under way when the handle is closed.
+    let (answers, ()) = tokio::join!(
+        biased;
+        closed.set_immutable_many(&keys, sets, &options),
+        closed.close(Duration::from_secs(10)),
+    );
     for (key, answer) in keys.iter().zip(&answers) {
         assert!(answer.is_ok(), "storing {key:?}: {answer:?}");
     }

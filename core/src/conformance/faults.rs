@@ -76,15 +76,15 @@ async fn batch(backend: &dyn Backend, random: &mut fastrand::Rng, keys: &[String
             let answers = backend
                 .set_immutable_many(&picked, sets.collect(), &options)
                 .await;
-            assert_eq!(answers.len(), picked.len());
+            assert_eq!(answers.len(), picked.len(), "one answer per key");
         }
         1 => {
             let answers = backend.delete_many(&picked, &options).await;
-            assert_eq!(answers.len(), picked.len());
+            assert_eq!(answers.len(), picked.len(), "one answer per key");
         }
         _ => {
             let answers = backend.get_many(&picked, &GetOptions::lease(LONG)).await;
-            assert_eq!(answers.len(), picked.len());
+            assert_eq!(answers.len(), picked.len(), "one answer per key");
             let mut won = Vec::new();
             let mut fills = Vec::new();
             for (position, answer) in answers.into_iter().enumerate() {
@@ -101,7 +101,7 @@ async fn batch(backend: &dyn Backend, random: &mut fastrand::Rng, keys: &[String
             let answers = backend
                 .fill_many(&picked.select(won.iter().copied()), fills, &options)
                 .await;
-            assert_eq!(answers.len(), won.len());
+            assert_eq!(answers.len(), won.len(), "one answer per fill");
         }
     }
 }
@@ -246,13 +246,6 @@ pub(super) async fn lease_from_before_a_kill_is_lost(scene: &Scene) {
             "the fill of {key:?} under a lease of before the kill"
         );
     }
-    // Nor can they be released under the others' feet.
-    for answer in old
-        .release_many(&keys, leases, &WriteOptions::default())
-        .await
-    {
-        assert!(answer.is_ok(), "{answer:?}");
-    }
     let taken_over = old
         .fill(&stored, Fill::new(lease_from(scene, token), "of before"))
         .await;
@@ -386,8 +379,10 @@ pub(super) async fn dead_server_fails_only_its_keys(scene: &Scene) {
     }
     let count = failed.iter().filter(|failed| **failed).count();
     let servers = scene.can().servers;
+    // Half of a fair share, for the dead server and for the others.
+    let (own, others) = (300 / servers / 2, (300 - 300 / servers) / 2);
     assert!(
-        (300 / servers / 3..=300 / servers * 3).contains(&count),
+        (own..=300 - others).contains(&count),
         "{count} of 300 keys failed with one of {servers} servers"
     );
     let sets = (0..300).map(|_| Set::new("value")).collect();

@@ -7,7 +7,7 @@ use super::scene::{
     LONG, Scene, again, ask, delete, expect_busy, expect_hit, expect_lost, expect_stored, fill,
     lease_from, look, release, set, win,
 };
-use crate::{FillOutcome, GetOptions, Lookup, Lost, Set};
+use crate::{BackendExt as _, FillOutcome, GetOptions, Lookup, Lost, Set};
 
 /// A look without a lease wins nothing, and leaves nothing behind.
 pub(super) async fn plain_look_wins_nothing(scene: &Scene) {

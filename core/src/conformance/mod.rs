@@ -373,7 +373,7 @@ pub fn check_exceptions(subject: &impl Subject, listed: &[&str]) {
 /// Joins backends to the suite: for each line a module of that name with one test per case.
 ///
 /// The attributes make each case a test, and so choose the runtime; the expression makes its subject and may await;
-/// after `except` stand the cases that don't apply. See [`conformance`](crate::conformance).
+/// after `except` stand the cases that don't apply. See [`conformance`](mod@crate::conformance).
 #[macro_export]
 macro_rules! conformance {
     ($(

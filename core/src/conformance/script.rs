@@ -10,8 +10,8 @@ use bytes::Bytes;
 
 use super::scene::{LONG, Scene, keys_of, lease_from};
 use crate::{
-    Backend, ErrorKind, Fill, FillOutcome, GetOptions, Keys, Lookup, Lost, Result, Set, Token,
-    WriteOptions,
+    Backend, BackendExt as _, ErrorKind, Fill, FillOutcome, GetOptions, Keys, Lookup, Lost, Result,
+    Set, Token, WriteOptions,
 };
 
 /// Few keys, so that commands meet.
@@ -58,8 +58,9 @@ struct Script<'a> {
     states: Vec<State>,
     last_number: u64,
     held: Vec<Held>,
-    /// Tokens by what they stood for, and the reverse, as seen through one origin.
-    tokens: HashMap<(u64, u64), Token>,
+    /// Tokens by what they stood for, as seen through one origin by those who asked for leases or didn't.
+    tokens: HashMap<(u64, u64, bool), Token>,
+    /// The reverse.
     numbers: HashMap<Token, u64>,
     /// The last commands and answers, to be shown with a failure.
     history: VecDeque<String>,
@@ -149,14 +150,17 @@ impl Script<'_> {
     }
 
     /// Checks that a token stands for this state and no other, and remembers it.
-    fn saw(&mut self, handle: usize, key: usize, number: u64, token: Token) -> Check {
+    fn saw(&mut self, handle: usize, key: usize, number: u64, token: Token, asked: bool) -> Check {
         let known = *self.numbers.entry(token).or_insert(number);
         if known != number {
             return Err(format!(
                 "{token:?} stands for state {number}, and for {known} before"
             ));
         }
-        let known = *self.tokens.entry((token.origin, number)).or_insert(token);
+        let known = *self
+            .tokens
+            .entry((token.origin, number, asked))
+            .or_insert(token);
         if known != token {
             return Err(format!(
                 "state {number} has token {token:?}, and {known:?} before"
@@ -191,6 +195,7 @@ impl Script<'_> {
             }
         ));
         expect_count(&answers, picks.len())?;
+        let asked = options.lease.is_some();
         for (position, (key, answer)) in picks.into_iter().zip(answers).enumerate() {
             let answer = answer.map_err(|error| format!("{error:?}"))?;
             let wants_lease = options.lease_of(position).is_some();
@@ -203,17 +208,17 @@ impl Script<'_> {
                     },
                 ) if *value == found => {
                     let number = *number;
-                    self.saw(handle, key, number, token)?;
+                    self.saw(handle, key, number, token, asked)?;
                 }
                 (State::Leased(number), Lookup::Busy { token, .. }) => {
                     let number = *number;
-                    self.saw(handle, key, number, token)?;
+                    self.saw(handle, key, number, token, asked)?;
                 }
                 (State::Absent, Lookup::Miss { lease: None }) if !wants_lease => {}
                 (State::Absent, Lookup::Miss { lease: Some(lease) }) if wants_lease => {
                     let number = self.next_number();
                     self.states[key] = State::Leased(number);
-                    self.saw(handle, key, number, lease.token)?;
+                    self.saw(handle, key, number, lease.token, asked)?;
                 }
                 (state, answer) => {
                     return Err(format!("key {key} is {state:?}, and the answer {answer:?}"));
@@ -245,7 +250,11 @@ impl Script<'_> {
         for ((held, value), answer) in held.iter().zip(values).zip(answers) {
             let stands = self.states[held.key].number() == Some(held.number);
             match answer {
-                Err(error) if value.is_empty() && error.kind() == ErrorKind::Config => {}
+                Err(error) if value.is_empty() && error.kind() == ErrorKind::Config => {
+                    if stands {
+                        self.states[held.key] = State::Absent;
+                    }
+                }
                 Ok(FillOutcome::Stored) if stands && !value.is_empty() => {
                     let number = self.next_number();
                     self.states[held.key] = State::Value(number, value);

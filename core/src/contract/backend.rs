@@ -15,19 +15,23 @@ use super::{Error, Keys, Lease, Result, Token};
 ///
 /// Every `_many` answers once per input, in input order, duplicates included; an empty batch does no I/O; one dead
 /// server fails only its keys; dropping a future never harms the handle. [`Display`] shows the store without
-/// credentials. What each sentence means in practice is the suite in [`conformance`](crate::conformance), and
+/// credentials. What each sentence means in practice is the suite in the module `conformance` (a feature), and
 /// `docs/backend-guide.md` walks through writing one.
 ///
 /// Callers with one key use [`BackendExt`].
 #[async_trait]
 pub trait Backend: Debug + Display + Send + Sync + 'static {
-    /// Looks these keys up, and wins leases on what is absent if the options ask for them.
-    async fn get_many(&self, keys: &Keys, options: &GetOptions) -> Vec<Result<Lookup>>;
+    /// Looks these keys up, wins leases on what is absent if the options ask for them, and hands each answer over as it
+    /// comes: once for every position of the batch, in any order.
+    ///
+    /// Whoever decodes the answers does so while the store still sends. [`BackendExt::get_many`] collects them.
+    async fn get_each(&self, keys: &Keys, options: &GetOptions, found: Found<'_>);
 
     /// Stores each value if its lease still stands; `fills` and `keys` have the same length.
     ///
     /// An empty value is refused with [`ErrorKind::Config`](super::ErrorKind::Config): on the wire it means a
-    /// placeholder. A value the server wouldn't take is refused before it is sent.
+    /// placeholder, and one that the server wouldn't take with [`ErrorKind::TooLarge`](super::ErrorKind::TooLarge),
+    /// before it is sent. A refused fill gives its lease back: its placeholder would keep all others waiting.
     ///
     /// The first poll hands the fills to the connection, so that a later look-up of the same handle comes behind them.
     async fn fill_many(
@@ -59,6 +63,11 @@ pub trait Backend: Debug + Display + Send + Sync + 'static {
         options: &WriteOptions,
     ) -> Vec<Result<()>>;
 
+    /// Connects, if the configuration demands that the servers answer before the first use; otherwise does nothing.
+    ///
+    /// [`CacheBuilder::build`](crate::CacheBuilder::build) calls it.
+    async fn start(&self) -> Result<()>;
+
     /// Asks every server for its state, now.
     async fn check(&self) -> Vec<ServerCheck>;
 
@@ -71,6 +80,11 @@ pub trait Backend: Debug + Display + Send + Sync + 'static {
     /// What was counted so far.
     fn stats(&self) -> BackendStats;
 }
+
+/// Takes the answers of a look-up: the key's position in the batch, and what was found.
+///
+/// It is called between awaits, and doesn't block for longer than opening an entry takes.
+pub type Found<'a> = &'a mut (dyn FnMut(usize, Result<Lookup>) + Send);
 
 /// How to look up.
 #[derive(Clone, Debug, Default)]
@@ -399,7 +413,25 @@ pub struct ServerStats {
 /// }
 /// ```
 pub trait BackendExt: Backend {
-    /// [`Backend::get_many`] for one key.
+    /// [`Backend::get_each`], with the answers collected in the order of the batch.
+    fn get_many(
+        &self,
+        keys: &Keys,
+        options: &GetOptions,
+    ) -> impl Future<Output = Vec<Result<Lookup>>> + Send {
+        async move {
+            let mut answers: Vec<Option<Result<Lookup>>> = Vec::new();
+            answers.resize_with(keys.len(), || None);
+            let found = &mut |position: usize, answer| answers[position] = Some(answer);
+            self.get_each(keys, options, found).await;
+            let answers = answers.into_iter();
+            answers
+                .map(|answer| answer.unwrap_or_else(|| Err(no_answer())))
+                .collect()
+        }
+    }
+
+    /// [`Backend::get_each`] for one key.
     fn get(&self, key: &str, options: &GetOptions) -> impl Future<Output = Result<Lookup>> + Send {
         async move { only(self.get_many(&Keys::one(key)?, options).await) }
     }
@@ -451,10 +483,15 @@ pub trait BackendExt: Backend {
 impl<B: Backend + ?Sized> BackendExt for B {}
 
 fn only<T>(answers: Vec<Result<T>>) -> Result<T> {
-    answers.into_iter().next().unwrap_or_else(|| {
-        Err(Error::new(
-            super::ErrorKind::Protocol,
-            "the backend answered a batch of one key with nothing; it breaks its contract",
-        ))
-    })
+    answers
+        .into_iter()
+        .next()
+        .unwrap_or_else(|| Err(no_answer()))
+}
+
+fn no_answer() -> Error {
+    Error::new(
+        super::ErrorKind::Protocol,
+        "the backend left a key of a batch without an answer; it breaks its contract",
+    )
 }

@@ -4,7 +4,8 @@ use std::time::SystemTime;
 
 /// What a backend needs to recognise one state of one key: a placeholder, or a stored value.
 ///
-/// Two tokens are equal only if they name the same state as seen through the same origin.
+/// Two tokens are equal only if they name the same state as seen through the same origin; and look-ups that ask for
+/// leases of one length are given equal tokens for one state, so that a busy key's token can be recognised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Token {
     /// The backend's own: memcached's CAS number, Redis's nonce.

@@ -10,6 +10,7 @@ use std::io;
 use serde::Serialize;
 use serde::de::Deserialize;
 
+use super::Rejection;
 use crate::{Error, ErrorKind, Result};
 
 /// How a value becomes payload bytes.
@@ -96,27 +97,36 @@ impl Codec {
         }
     }
 
-    /// The value of these bytes; `None` if they aren't exactly one, or go beyond the bounds.
+    /// The value of these bytes, never `None`; refused if they aren't exactly one, or go beyond the bounds.
+    ///
+    /// It answers what `open` answers, since large values are dear to move from one enum to another.
     pub(super) fn decode<'de, T: Deserialize<'de>>(
         self,
         payload: &'de [u8],
         max_value: usize,
-    ) -> Option<T> {
+    ) -> Result<Option<T>, Rejection> {
         match self {
             #[cfg(feature = "postcard")]
             Self::Postcard => {
                 let mut deserializer = postcard::Deserializer::from_bytes(payload);
-                let value = super::bounded::deserialize(&mut deserializer, max_value).ok()?;
-                let rest = deserializer.finalize().ok()?;
-                rest.is_empty().then_some(value)
+                match super::bounded::deserialize(&mut deserializer, max_value) {
+                    Ok(value) if deserializer.finalize().is_ok_and(<[u8]>::is_empty) => {
+                        Ok(Some(value))
+                    }
+                    _ => Err(Rejection::Undecodable),
+                }
             }
             #[cfg(feature = "rmp")]
             Self::Rmp => {
                 let mut deserializer = rmp_serde::Deserializer::from_read_ref(payload);
-                let value = super::bounded::deserialize(&mut deserializer, max_value).ok()?;
+                let value = super::bounded::deserialize(&mut deserializer, max_value);
                 // The reader doesn't tell where it stands, so ask for one more value: only at the end is there no marker.
-                let more = bool::deserialize(&mut deserializer);
-                matches!(more, Err(rmp_serde::decode::Error::InvalidMarkerRead(_))).then_some(value)
+                match (value, bool::deserialize(&mut deserializer)) {
+                    (Ok(value), Err(rmp_serde::decode::Error::InvalidMarkerRead(_))) => {
+                        Ok(Some(value))
+                    }
+                    _ => Err(Rejection::Undecodable),
+                }
             }
             #[cfg(feature = "bincode")]
             Self::Bincode => {
@@ -124,16 +134,18 @@ impl Codec {
                     max_value,
                     value: std::marker::PhantomData,
                 };
-                let (value, read) =
-                    bincode::serde::seed_decode_from_slice(seed, payload, BINCODE).ok()?;
-                (read == payload.len()).then_some(value)
+                match bincode::serde::seed_decode_from_slice(seed, payload, BINCODE) {
+                    Ok((value, read)) if read == payload.len() => Ok(Some(value)),
+                    _ => Err(Rejection::Undecodable),
+                }
             }
             #[cfg(feature = "json")]
             Self::Json => {
                 let mut deserializer = serde_json::Deserializer::from_slice(payload);
-                let value = super::bounded::deserialize(&mut deserializer, max_value).ok()?;
-                deserializer.end().ok()?;
-                Some(value)
+                match super::bounded::deserialize(&mut deserializer, max_value) {
+                    Ok(value) if deserializer.end().is_ok() => Ok(Some(value)),
+                    _ => Err(Rejection::Undecodable),
+                }
             }
             #[cfg(not(feature = "postcard"))]
             Self::Postcard => nothing(payload, max_value),
@@ -203,8 +215,8 @@ impl<'de, T: Deserialize<'de>> serde::de::DeserializeSeed<'de> for BoundedSeed<T
     feature = "bincode",
     feature = "json"
 )))]
-fn nothing<T>(_: &[u8], _: usize) -> Option<T> {
-    None
+fn nothing<T>(_: &[u8], _: usize) -> Result<Option<T>, Rejection> {
+    Err(Rejection::Foreign)
 }
 
 #[cold]

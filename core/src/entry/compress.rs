@@ -5,7 +5,7 @@
 //! more.
 
 #[cfg(feature = "zstd")]
-use zstd::zstd_safe::{CCtx, DCtx, compress_bound, get_frame_content_size};
+use zstd::zstd_safe::{CCtx, DCtx, compress_bound};
 
 use super::{Dictionary, Rejection};
 use crate::{Error, ErrorKind, Result};
@@ -111,13 +111,13 @@ impl Contexts {
         max_value: usize,
         payload: &mut Vec<u8>,
     ) -> Result<(), Rejection> {
-        let size = match get_frame_content_size(frame) {
-            Ok(Some(size)) => usize::try_from(size).map_err(|_| Rejection::TooLarge)?,
-            Ok(None) | Err(_) => return Err(Rejection::Undecodable),
-        };
-        if size > max_value {
-            return Err(Rejection::TooLarge);
-        }
+        let size = FrameHeader::read(frame)
+            .and_then(|header| header.content_size)
+            .ok_or(Rejection::Undecodable)?;
+        let size = usize::try_from(size)
+            .ok()
+            .filter(|&size| size <= max_value)
+            .ok_or(Rejection::TooLarge)?;
         let context = self.decompression.get_or_insert_with(DCtx::create);
         payload.clear();
         payload.reserve(size);
@@ -156,21 +156,71 @@ impl Contexts {
     }
 }
 
-/// The id of the dictionary that a frame was compressed with, 0 without one; `None` if it is no frame.
-///
-/// It is read from the frame's header alone: four bytes of magic, a descriptor, perhaps a byte for the window, the id.
-pub(super) fn dictionary_id(frame: &[u8]) -> Option<u32> {
-    let rest = frame.strip_prefix(&[0x28, 0xb5, 0x2f, 0xfd])?;
-    let (&descriptor, rest) = rest.split_first()?;
-    let single_segment = descriptor & 0x20 != 0;
-    let rest = rest.get(usize::from(!single_segment)..)?;
-    let length = match descriptor & 3 {
-        0 => return Some(0),
-        1 => 1,
-        2 => 2,
-        _ => 4,
-    };
-    let mut id = [0; 4];
-    id[..length].copy_from_slice(rest.get(..length)?);
-    Some(u32::from_le_bytes(id))
+/// What a frame says before its content; read here, since it decides what zstd is called with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct FrameHeader {
+    /// 0 without a dictionary.
+    pub(super) dictionary: u32,
+    content_size: Option<u64>,
+}
+
+impl FrameHeader {
+    /// The header of these bytes; `None` if they don't begin with a whole one.
+    #[inline]
+    pub(super) fn read(frame: &[u8]) -> Option<Self> {
+        // Magic number, descriptor, perhaps a byte for the window, the dictionary's id, the content's size (RFC 8878).
+        let rest = frame.strip_prefix(&[0x28, 0xb5, 0x2f, 0xfd])?;
+        let (&descriptor, rest) = rest.split_first()?;
+        let single_segment = descriptor & 0x20 != 0;
+        let rest = rest.get(usize::from(!single_segment)..)?;
+        let (dictionary, rest) = match descriptor & 3 {
+            0 => (0, rest),
+            1 => (u32::from(*rest.first()?), &rest[1..]),
+            2 => (
+                u32::from(u16::from_le_bytes(*rest.first_chunk()?)),
+                &rest[2..],
+            ),
+            _ => (u32::from_le_bytes(*rest.first_chunk()?), &rest[4..]),
+        };
+        let content_size = match descriptor >> 6 {
+            0 if !single_segment => None,
+            0 => Some(u64::from(*rest.first()?)),
+            // Sizes below 256 need no two bytes, so two begin to count there.
+            1 => Some(u64::from(u16::from_le_bytes(*rest.first_chunk()?)) + 256),
+            2 => Some(u64::from(u32::from_le_bytes(*rest.first_chunk()?))),
+            _ => Some(u64::from_le_bytes(*rest.first_chunk()?)),
+        };
+        Some(Self {
+            dictionary,
+            content_size,
+        })
+    }
+}
+
+#[cfg(all(test, feature = "zstd"))]
+mod tests {
+    use proptest::prelude::*;
+    use zstd::zstd_safe::{get_dict_id_from_frame, get_frame_content_size};
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn headers_are_read_as_zstd_reads_them(
+            descriptor in any::<u8>(),
+            rest in prop::collection::vec(any::<u8>(), 0..20),
+        ) {
+            // zstd refuses the reserved bit; here that is left to it.
+            let descriptor = descriptor & !0x08;
+            let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, descriptor];
+            frame.extend(rest);
+            // The largest windows are refused by zstd, and the highest content sizes are its error codes.
+            if let Ok(content_size) = get_frame_content_size(&frame) {
+                let header = FrameHeader::read(&frame).unwrap();
+                prop_assert_eq!(header.content_size, content_size);
+                let dictionary = get_dict_id_from_frame(&frame).map_or(0, |id| id.get());
+                prop_assert_eq!(header.dictionary, dictionary);
+            }
+        }
+    }
 }

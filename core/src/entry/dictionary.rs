@@ -9,7 +9,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use zstd::zstd_safe::{CDict, DDict, get_dict_id_from_dict};
 
 use super::Rejection;
-use super::compress;
+use super::compress::{self, FrameHeader};
 use crate::Result;
 #[cfg(feature = "zstd")]
 use crate::{Error, ErrorKind};
@@ -17,7 +17,7 @@ use crate::{Error, ErrorKind};
 /// A zstd dictionary, prepared for both directions; cheap to clone.
 ///
 /// Train one for each type of value, on the bytes its codec writes; 32 KiB from a few thousand values make a compressed
-/// message about 40 % smaller, and twice as fast to decompress.
+/// chat message about half as large as zstd alone does, for two to three times the time to decompress it.
 ///
 /// **A dictionary is user data.** It holds pieces of the values it was trained on, word for word: deletion requests and
 /// the separation of tenants reach it, and it belongs in no repository and no log. Keep it where it outlives the cache,
@@ -195,15 +195,13 @@ impl Dictionaries {
     /// The dictionary that this frame names; `None` if it names none, `Err` if it isn't here.
     #[inline]
     pub(super) fn of_frame(&self, frame: &[u8]) -> Result<Option<&Dictionary>, Rejection> {
-        match compress::dictionary_id(frame) {
-            Some(0) => Ok(None),
-            Some(id) => self
-                .all
-                .iter()
-                .find(|dictionary| dictionary.id() == id)
-                .map(Some)
-                .ok_or(Rejection::Dictionary),
-            None => Err(Rejection::Damaged),
+        let id = FrameHeader::read(frame)
+            .ok_or(Rejection::Damaged)?
+            .dictionary;
+        if id == 0 {
+            return Ok(None);
         }
+        let known = self.all.iter().find(|dictionary| dictionary.id() == id);
+        known.map(Some).ok_or(Rejection::Dictionary)
     }
 }

@@ -1,6 +1,6 @@
 //! Entries: what is stored under a key, and how values become entries and back.
 //!
-//! An entry is an [envelope](envelope) and a payload. [`Marshaller::seal`] makes one; [`Marshaller::check`] compares
+//! An entry is an envelope and a payload. [`Marshaller::seal`] makes one; [`Marshaller::check`] compares
 //! its tag before anything is decompressed or decoded; [`Marshaller::open`] makes the value again. Whatever bytes a
 //! store hands out, the answer is the value that was sealed under this key for this type, or a [`Rejection`]: a miss
 //! that is counted and overwritten, never an error to the caller and never another value.
@@ -220,22 +220,17 @@ impl Marshaller {
                 Err(Rejection::Damaged)
             };
         };
-        if !codec.is_compiled_in() {
-            return Err(Rejection::Foreign);
+        if !compressed {
+            return codec.decode(checked.payload, self.max_value);
         }
-        let value = if compressed {
-            let dictionary = self.dictionaries.of_frame(checked.payload)?;
-            scratch::with(|scratch| {
-                let plain = &mut scratch.plain;
-                scratch
-                    .zstd
-                    .decompress(checked.payload, dictionary, self.max_value, plain)?;
-                Ok(codec.decode(plain, self.max_value))
-            })?
-        } else {
-            codec.decode(checked.payload, self.max_value)
-        };
-        value.map(Some).ok_or(Rejection::Undecodable)
+        let dictionary = self.dictionaries.of_frame(checked.payload)?;
+        scratch::with(|scratch| {
+            let plain = &mut scratch.plain;
+            scratch
+                .zstd
+                .decompress(checked.payload, dictionary, self.max_value, plain)?;
+            codec.decode(plain, self.max_value)
+        })
     }
 
     /// The value as this codec writes it, without envelope and uncompressed: what [`Dictionary::train`] takes.

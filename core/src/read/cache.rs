@@ -335,13 +335,9 @@ impl<S: Source> CacheBuilder<S> {
 
     /// The cache.
     ///
-    /// Fails if no backend was given or it can't be opened, if a backend that others share has no prefix, or if a
-    /// registered data set can't be cached. Without [`CacheBuilder::prefix`] the configuration's is taken, and a backend
+    /// Fails if no backend was given or it can't be opened, if its configuration requires servers at the start and one
+    /// doesn't answer, if a backend that others share has no prefix, or if a registered data set can't be cached. Without [`CacheBuilder::prefix`] the configuration's is taken, and a backend
     /// that is private to the process gets a random one.
-    #[expect(
-        clippy::unused_async,
-        reason = "a prefix that is kept in a database will be read here, and callers shouldn't change for it"
-    )]
     pub async fn build(self) -> Result<Cache<S>> {
         let Some(open) = self.open else {
             return Err(Error::new(
@@ -350,6 +346,7 @@ impl<S: Source> CacheBuilder<S> {
             ));
         };
         let (backend, configured) = open(self.rt)?;
+        backend.start().await?;
         let prefix = match self.prefix {
             Some(prefix) => prefix,
             None => configured.resolve(&backend.pool())?,

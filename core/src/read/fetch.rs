@@ -2,7 +2,7 @@
 
 use std::borrow::Borrow;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::BytesMut;
 use smallvec::SmallVec;
@@ -12,14 +12,14 @@ use super::accessor::{Accessor, Opened};
 use super::flight::Ticket;
 use super::load::{self, Order};
 use super::{Batch, Cache, Dataset, Form, Immutable, Lifetime, LoadError, Reader, Route, Source};
-use crate::contract::{Error, GetOptions, Keys, Lease, Lookup, Result, Set, Token, WriteOptions};
+use crate::Instant;
+use crate::contract::{
+    Error, GetOptions, Key, Keys, Lease, Lookup, Result, Set, Token, WriteOptions,
+};
 
 /// Keys that are leased, loaded and filled together. On a full small server the placeholders of more would evict each
 /// other before they are filled.
 const WINDOW: usize = 2_000;
-
-/// Values decoded before other tasks get a turn: about a fifth of a millisecond.
-const DECODE_TURN: usize = 64;
 
 /// How long a loser of a lease waits before it looks again, and how often.
 const POLLS: [Duration; 5] = [
@@ -347,6 +347,9 @@ struct Fetch<'f, D: Dataset, A> {
     busy: Positions,
     /// Indices of wire keys.
     later: Positions,
+    started: Instant,
+    /// The wall clock when the latest exchange began to be answered.
+    wall: Option<SystemTime>,
     hits: u64,
     absent: u64,
     misses: u64,
@@ -371,6 +374,8 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
             followed: Vec::new(),
             busy: Positions::new(),
             later: Positions::new(),
+            started: cache.shared.rt.now(),
+            wall: None,
             hits: 0,
             absent: 0,
             misses: 0,
@@ -379,9 +384,8 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
     }
 
     async fn run(mut self, way: Way) -> Result<(), LoadError<D::Error>> {
-        let started = self.cache.shared.rt.now();
         let outcome = self.answer_all(way).await;
-        self.count(self.cache.shared.rt.now() - started);
+        self.count(self.cache.shared.rt.now() - self.started);
         outcome
     }
 
@@ -427,26 +431,26 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
 
     /// Has everything loaded, under the tokens of what is stored.
     async fn look_at_tokens(&mut self) {
-        let lookups = self.ask(&self.wire, self.wire.len()).await;
-        for (index, lookup) in lookups.into_iter().enumerate() {
-            let position = self.positions[index];
+        let wire = std::mem::take(&mut self.wire);
+        self.ask(&wire, WINDOW, |fetch, index, lookup| {
+            let position = fetch.positions[index];
             let lease = match lookup {
-                Ok(Lookup::Hit { token, .. }) => {
-                    Some(Lease::new(token, self.cache.shared.rt.wall()))
-                }
+                Ok(Lookup::Hit { token, .. }) => Some(Lease::new(token, fetch.now())),
                 Ok(Lookup::Miss { lease }) => lease,
                 Ok(Lookup::Busy { token, .. }) => {
-                    let key = self.asked.key(position);
-                    if let Some(ticket) = self.accessor.flights.join_by_token(key, token) {
-                        self.followed.push((position, ticket));
-                        continue;
+                    let key = fetch.asked.key(position);
+                    if let Some(ticket) = fetch.accessor.flights.join_by_token(key, token) {
+                        fetch.followed.push((position, ticket));
+                        return;
                     }
                     None
                 }
                 Err(_) => None,
             };
-            self.miss(position, lease.map(|lease| (index, lease)));
-        }
+            fetch.miss(position, lease.map(|lease| (index, lease)));
+        })
+        .await;
+        self.wire = wire;
     }
 
     /// Joins loads that are under way, and makes wire keys of the rest.
@@ -487,46 +491,55 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
         if self.wire.is_empty() {
             return;
         }
-        let lookups = self.ask(&self.wire, WINDOW).await;
-        for (index, lookup) in lookups.into_iter().enumerate() {
-            self.take_turns(index).await;
+        let wire = std::mem::take(&mut self.wire);
+        self.ask(&wire, WINDOW, |fetch, index, lookup| {
             if index >= WINDOW && matches!(lookup, Ok(Lookup::Miss { .. })) {
-                self.later.push(index);
+                fetch.later.push(index);
             } else {
-                self.sort(index, lookup);
+                fetch.sort(wire.get(index), index, lookup);
             }
-        }
+        })
+        .await;
+        self.wire = wire;
     }
 
     /// Looks these wire keys up again, each with a lease.
     async fn look_up(&mut self, indices: Positions) {
         let wire = self.wire.select(indices.iter().copied());
-        let lookups = self.ask(&wire, wire.len()).await;
-        for (turn, (&index, lookup)) in indices.iter().zip(lookups).enumerate() {
-            self.take_turns(turn).await;
-            self.sort(index, lookup);
-        }
+        self.ask(&wire, wire.len(), |fetch, nth, lookup| {
+            fetch.sort(wire.get(nth), indices[nth], lookup);
+        })
+        .await;
     }
 
-    async fn take_turns(&self, decoded: usize) {
-        if decoded % DECODE_TURN == DECODE_TURN - 1 {
-            self.cache.shared.rt.yield_now().await;
-        }
-    }
-
-    async fn ask(&self, wire: &Keys, lease_at_most: usize) -> Vec<Result<Lookup>> {
+    /// Asks the store, and hands over what it says as it comes, so that entries are opened while others are on their way.
+    async fn ask(
+        &mut self,
+        wire: &Keys,
+        lease_at_most: usize,
+        mut found: impl FnMut(&mut Self, usize, Result<Lookup>) + Send,
+    ) {
         let trips = self.accessor.counters.trips(self.cache.tally.as_deref());
         let options = GetOptions::lease(D::LEASE)
             .lease_at_most(lease_at_most)
             .trips(trips);
-        self.cache.shared.backend.get_many(wire, &options).await
+        self.wall = None;
+        let backend = &self.cache.shared.backend;
+        let found = &mut |index, lookup| found(self, index, lookup);
+        backend.get_each(wire, &options, found).await;
+    }
+
+    /// The time by which entries are judged: one look at the clock for all of an exchange.
+    fn now(&mut self) -> SystemTime {
+        let rt = self.cache.shared.rt;
+        *self.wall.get_or_insert_with(|| rt.wall())
     }
 
     /// Puts one wire key into the place that its look-up says.
-    fn sort(&mut self, index: usize, lookup: Result<Lookup>) {
+    fn sort(&mut self, key: Key<'_>, index: usize, lookup: Result<Lookup>) {
         let position = self.positions[index];
         match lookup {
-            Ok(Lookup::Hit { value, token }) => self.sort_hit(index, &value, token),
+            Ok(Lookup::Hit { value, token }) => self.sort_hit(key, index, &value, token),
             Ok(Lookup::Miss { lease }) => {
                 self.miss(position, lease.map(|lease| (index, lease)));
             }
@@ -539,10 +552,10 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
         }
     }
 
-    fn sort_hit(&mut self, index: usize, entry: &[u8], token: Token) {
+    fn sort_hit(&mut self, key: Key<'_>, index: usize, entry: &[u8], token: Token) {
         let position = self.positions[index];
-        let now = self.cache.shared.rt.wall();
-        match self.accessor.open(self.wire.get(index), entry, now) {
+        let now = self.now();
+        match self.accessor.open(key, entry, now) {
             Opened::Value(value) => {
                 self.hits += 1;
                 self.asked.set(position, Some(value));
@@ -571,7 +584,7 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
             self.followed.push((position, ticket));
         } else if age > OLD_LEASE && age > self.accessor.counters.load_latency.quantile(0.99) * 2 {
             self.accessor.counters.taken_over.add(1);
-            let lease = Lease::new(token, self.cache.shared.rt.wall());
+            let lease = Lease::new(token, self.now());
             self.miss(position, Some((index, lease)));
         } else {
             self.busy.push(index);

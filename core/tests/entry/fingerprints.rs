@@ -158,28 +158,28 @@ fn recursive_types_have_shapes() {
     #[derive(Deserialize)]
     #[expect(dead_code, reason = "only the shape counts")]
     enum Expression {
-        Sum(Box<Expression>, Box<Expression>),
+        Sum(Box<Self>, Box<Self>),
         Call {
             function: String,
-            arguments: Vec<Expression>,
+            arguments: Vec<Self>,
         },
-        Negated(Box<Expression>),
+        Negated(Box<Self>),
         Number(i64),
     }
     #[derive(Deserialize)]
     #[expect(dead_code, reason = "only the shape counts")]
     enum OtherExpression {
-        Sum(Box<OtherExpression>, Box<OtherExpression>),
+        Sum(Box<Self>, Box<Self>),
         Call {
             function: String,
-            arguments: Vec<OtherExpression>,
+            arguments: Vec<Self>,
         },
-        Negated(Box<OtherExpression>),
+        Negated(Box<Self>),
         Number(u64),
     }
     #[derive(Deserialize)]
     #[expect(dead_code, reason = "only the shape counts")]
-    struct Tree(Vec<Tree>);
+    struct Tree(Vec<Self>);
     #[derive(Deserialize)]
     #[expect(dead_code, reason = "only the shape counts")]
     struct Even {
@@ -210,13 +210,13 @@ fn types_without_end_have_none() {
     #[derive(Deserialize)]
     #[expect(dead_code, reason = "only the shape counts")]
     struct Endless {
-        next: Box<Endless>,
+        next: Box<Self>,
     }
     #[derive(Deserialize)]
     #[expect(dead_code, reason = "only the shape counts")]
     enum AlsoEndless {
-        A(Box<AlsoEndless>),
-        B(Box<AlsoEndless>),
+        A(Box<Self>),
+        B(Box<Self>),
     }
     #[derive(Deserialize)]
     enum Never {}

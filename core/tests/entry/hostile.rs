@@ -74,17 +74,17 @@ fn lists_of_elements_without_size_end() {
 /// A level costs one byte (or two) in every codec.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Chain {
-    next: Option<Box<Chain>>,
+    next: Option<Box<Self>>,
 }
 
 /// The same as a list of lists.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
-struct Nest(Vec<Nest>);
+struct Nest(Vec<Self>);
 
 /// The same as an enum.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 enum Not {
-    Not(Box<Not>),
+    Not(Box<Self>),
     Yes,
 }
 

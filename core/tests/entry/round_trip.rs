@@ -3,10 +3,10 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::BytesMut;
-use larder_core::entry::{Codec, Compression, Marshaller};
+use larder_core::entry::{Codec, Compression, Marshaller, Rejection};
 use larder_core::{ErrorKind, Keys};
 use proptest::prelude::*;
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::support::*;
 
@@ -226,6 +226,59 @@ fn a_value_that_cannot_be_written_appends_nothing() {
         assert_eq!(error.kind(), ErrorKind::Codec);
         assert!(error.to_string().contains(codec.as_str()), "{error}");
         assert_eq!(out, "before");
+    }
+}
+
+#[test]
+fn positional_codecs_do_not_read_all_that_they_write() {
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    #[serde(untagged)]
+    enum Untagged {
+        Number(u32),
+        Text(String),
+    }
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct Skipping {
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        name: Option<String>,
+        id: u32,
+    }
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct Flat {
+        id: u32,
+        #[serde(flatten)]
+        rest: std::collections::BTreeMap<String, u32>,
+    }
+
+    #[track_caller]
+    fn check<T>(codec: Codec, value: &T, expected: bool)
+    where
+        T: Serialize + serde::de::DeserializeOwned + PartialEq + std::fmt::Debug,
+    {
+        let (marshaller, keys) = (marshaller(codec), keys());
+        let entry = seal(&marshaller, value);
+        let checked = marshaller.check(keys.get(0), &entry).unwrap();
+        match marshaller.open::<T>(checked) {
+            Ok(opened) => assert!(expected && opened.as_ref() == Some(value), "{opened:?}"),
+            Err(rejection) => assert!(!expected && rejection == Rejection::Undecodable),
+        }
+    }
+
+    let flat = Flat {
+        id: 7,
+        rest: [("a".into(), 1)].into(),
+    };
+    let skipping = Skipping { name: None, id: 7 };
+    for codec in [Codec::Postcard, Codec::Bincode] {
+        check(codec, &Untagged::Number(7), false);
+        check(codec, &skipping, false);
+        let error = marshaller(codec).encode(&flat).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Codec);
+    }
+    for codec in [Codec::Rmp, Codec::Json] {
+        check(codec, &Untagged::Text("x".into()), true);
+        check(codec, &skipping, true);
+        check(codec, &flat, true);
     }
 }
 

@@ -7,6 +7,7 @@
 //! Callers run these inside [`App::write`](crate::App::write), so that nobody can hang up in between.
 
 use std::fmt;
+use std::time::{Duration, Instant};
 
 use larder::{Cache, Direct, FlushError, LoadError};
 use sqlx::sqlite::SqliteConnection;
@@ -25,6 +26,8 @@ pub struct Written<T> {
     pub value: T,
     /// Whether the flush was confirmed.
     pub flush: Flush,
+    /// How long the flush took.
+    pub flushing: Duration,
 }
 
 /// Whether a flush was confirmed.
@@ -110,14 +113,20 @@ pub async fn send_message(
     let message = new.insert(&mut tx).await?;
     let committed = tx.commit().await;
     // A commit that failed may still have happened, and a flush too many harms nobody.
+    let begin = Instant::now();
     let flush = flush_message(&cache, message.id).await;
+    let flushing = begin.elapsed();
     committed?;
     let value = Sent {
         message,
         stream,
         sender,
     };
-    Ok(Written { value, flush })
+    Ok(Written {
+        value,
+        flush,
+        flushing,
+    })
 }
 
 /// Changes a user.
@@ -142,11 +151,14 @@ pub async fn change_user(
         }
     })?;
     let committed = tx.commit().await;
+    let begin = Instant::now();
     let flush = flush_user(&cache, Some(&before), &after).await;
+    let flushing = begin.elapsed();
     committed?;
     Ok(Written {
         value: after,
         flush,
+        flushing,
     })
 }
 

@@ -1,4 +1,6 @@
 //! Real and fake servers for larder's own tests and benchmarks.
 
 pub mod fake;
+pub mod proxy;
+pub mod raw;
 pub mod server;

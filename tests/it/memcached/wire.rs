@@ -260,7 +260,11 @@ async fn a_server_without_cas_is_refused() {
     assert!(error.to_string().contains("-C"), "{error}");
     let mut config = config(&_server);
     config.require_at_start = true;
-    let error = Memcached::connect(config, Rt::new()).await.unwrap_err();
+    let error = Memcached::new(config, Rt::new())
+        .unwrap()
+        .start()
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
 }
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use larder_core::{
-    Backend, BackendStats, Error, ErrorKind, Fill, FillOutcome, GetOptions, Keys, Lease, Lookup,
-    Pool, Result, ServerCheck, Set, WriteOptions,
+    Backend, BackendExt as _, BackendStats, Error, ErrorKind, Fill, FillOutcome, Found, GetOptions,
+    Keys, Lease, Lookup, Pool, Result, ServerCheck, Set, WriteOptions,
 };
 use tokio::sync::Semaphore;
 
@@ -116,13 +116,18 @@ impl fmt::Display for Gate {
 #[deny(clippy::missing_trait_methods)]
 #[async_trait]
 impl Backend for Gate {
-    async fn get_many(&self, keys: &Keys, options: &GetOptions) -> Vec<Result<Lookup>> {
-        if let Some(trouble) = self.trouble(keys) {
-            return trouble;
+    async fn get_each(&self, keys: &Keys, options: &GetOptions, found: Found<'_>) {
+        let answers = match self.trouble(keys) {
+            Some(trouble) => trouble,
+            None => {
+                let answers: Vec<Result<Lookup>> = self.inner.get_many(keys, options).await;
+                self.gets.pass().await;
+                answers
+            }
+        };
+        for (position, answer) in answers.into_iter().enumerate() {
+            found(position, answer);
         }
-        let answers = self.inner.get_many(keys, options).await;
-        self.gets.pass().await;
-        answers
     }
 
     async fn fill_many(
@@ -172,6 +177,10 @@ impl Backend for Gate {
             Some(trouble) => trouble,
             None => self.inner.set_immutable_many(keys, sets, options).await,
         }
+    }
+
+    async fn start(&self) -> Result<()> {
+        self.inner.start().await
     }
 
     async fn check(&self) -> Vec<ServerCheck> {

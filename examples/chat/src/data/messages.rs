@@ -131,6 +131,14 @@ fn from_row(row: Row) -> sqlx::Result<Message> {
     })
 }
 
+/// The ranges of a page: the parameters are the anchor, the number of messages, and the stream.
+const BEFORE: &str = "SELECT id FROM messages WHERE id < ?1 ORDER BY id DESC LIMIT ?2";
+const AFTER: &str = "SELECT id FROM messages WHERE id >= ?1 ORDER BY id LIMIT ?2";
+const STREAM_BEFORE: &str =
+    "SELECT id FROM messages WHERE stream_id = ?3 AND id < ?1 ORDER BY id DESC LIMIT ?2";
+const STREAM_AFTER: &str =
+    "SELECT id FROM messages WHERE stream_id = ?3 AND id >= ?1 ORDER BY id LIMIT ?2";
+
 /// Which messages to show: those around a position, of one stream or of all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MessagesPage {
@@ -150,21 +158,19 @@ impl MessagesPage {
         let anchor = self.anchor.map_or(i64::MAX, |id| id.0);
         let mut ids = Vec::new();
         if self.before > 0 {
-            let sql = match self.stream {
-                None => "SELECT id FROM messages WHERE id < ?1 ORDER BY id DESC LIMIT ?2",
-                Some(_) => {
-                    "SELECT id FROM messages WHERE stream_id = ?3 AND id < ?1 ORDER BY id DESC LIMIT ?2"
-                }
+            let sql = if self.stream.is_some() {
+                STREAM_BEFORE
+            } else {
+                BEFORE
             };
             ids = self.range(db, sql, anchor, self.before).await?;
             ids.reverse();
         }
         if self.after > 0 && self.anchor.is_some() {
-            let sql = match self.stream {
-                None => "SELECT id FROM messages WHERE id >= ?1 ORDER BY id LIMIT ?2",
-                Some(_) => {
-                    "SELECT id FROM messages WHERE stream_id = ?3 AND id >= ?1 ORDER BY id LIMIT ?2"
-                }
+            let sql = if self.stream.is_some() {
+                STREAM_AFTER
+            } else {
+                AFTER
             };
             ids.extend(self.range(db, sql, anchor, self.after).await?);
         }
@@ -294,4 +300,46 @@ pub(crate) async fn sample(db: &mut SqliteConnection, at_most: i64) -> sqlx::Res
     let ids = ids.into_iter().map(MessageId).collect();
     let messages = Messages::load(db, ids).await?;
     Ok(messages.into_iter().map(|(_, message)| message).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{AFTER, BEFORE, STREAM_AFTER, STREAM_BEFORE};
+    use crate::db::Db;
+
+    /// What SQLite does for this statement, in its own words.
+    async fn plan(sql: &str) -> String {
+        let place = tempfile::tempdir().unwrap();
+        let db = Db::open(&place.path().join("chat.db")).await.unwrap();
+        let mut connection = db.read().await.unwrap();
+        let explain = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {sql}"));
+        let steps: Vec<(i64, i64, i64, String)> = sqlx::query_as(explain)
+            .fetch_all(&mut *connection)
+            .await
+            .unwrap();
+        steps
+            .into_iter()
+            .map(|(.., step)| step)
+            .collect::<Vec<_>>()
+            .join("; ")
+    }
+
+    #[tokio::test]
+    async fn pages_are_ranges_of_an_index_already_in_order() {
+        for sql in [BEFORE, AFTER] {
+            let plan = plan(sql).await;
+            assert!(
+                plan.starts_with("SEARCH messages USING INTEGER PRIMARY KEY (rowid"),
+                "{plan}"
+            );
+            assert!(!plan.contains("TEMP B-TREE"), "{plan}");
+        }
+        for sql in [STREAM_BEFORE, STREAM_AFTER] {
+            let plan = plan(sql).await;
+            let index =
+                "SEARCH messages USING COVERING INDEX messages_by_stream (stream_id=? AND rowid";
+            assert!(plan.starts_with(index), "{plan}");
+            assert!(!plan.contains("TEMP B-TREE"), "{plan}");
+        }
+    }
 }

@@ -174,3 +174,26 @@ pub(super) async fn no_such_method(method: Method, uri: Uri) -> ApiError {
         reason: format!("{} doesn't take {method}", uri.path()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn overload_is_said_with_when_to_come_back_and_nothing_else_is_503() {
+        let overloaded = LoadError::Overloaded {
+            accessor: "message",
+            after: Duration::from_secs(30),
+        };
+        let response = ApiError::from(overloaded).into_response();
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(response.headers()[header::RETRY_AFTER], "1");
+
+        let failed = LoadError::Loader(sqlx::Error::RowNotFound.into());
+        let response = ApiError::from(failed).into_response();
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert!(!response.headers().contains_key(header::RETRY_AFTER));
+    }
+}

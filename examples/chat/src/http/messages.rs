@@ -187,8 +187,8 @@ pub(super) async fn send(
     Valid(Json(sending)): Valid<Json<Sending>>,
 ) -> Result<Response, ApiError> {
     let new = sending.message()?;
-    let sent = app
-        .write(send_message(app.db().clone(), visit.cache(), new))
+    let sent = visit
+        .write(app.write(send_message(app.db().clone(), visit.cache(), new)))
         .await?;
     let Sent {
         message,

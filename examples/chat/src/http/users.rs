@@ -62,8 +62,8 @@ pub(super) async fn change(
             "nothing to change; full_name, email and is_active can be",
         ));
     }
-    let changed = app
-        .write(change_user(app.db().clone(), visit.cache(), id, patch))
+    let changed = visit
+        .write(app.write(change_user(app.db().clone(), visit.cache(), id, patch)))
         .await?;
     Ok(written(StatusCode::OK, &changed.value, changed.flush))
 }

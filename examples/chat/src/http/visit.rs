@@ -14,6 +14,7 @@ use larder::{Cache, Reader, Route, Tally};
 use super::ApiError;
 use crate::App;
 use crate::db::Db;
+use crate::writes::Written;
 
 /// One request: the reader that its accessors are called with, and the clocks that its answer shows.
 #[derive(Clone, Debug)]
@@ -22,6 +23,8 @@ pub struct Visit {
     tally: Arc<Tally>,
     /// Nanoseconds that queries of the request's own took.
     queried: Arc<AtomicU64>,
+    /// And its flushes.
+    flushed: Arc<AtomicU64>,
 }
 
 impl Visit {
@@ -31,6 +34,7 @@ impl Visit {
             cache,
             tally,
             queried: Arc::default(),
+            flushed: Arc::default(),
         }
     }
 
@@ -43,17 +47,32 @@ impl Visit {
     pub(super) async fn query<T>(&self, query: impl Future<Output = T> + Send) -> T {
         let begin = Instant::now();
         let answer = query.await;
-        let took = u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.queried.fetch_add(took, Ordering::Relaxed);
+        add(&self.queried, begin.elapsed());
         answer
+    }
+
+    /// Runs a write: the clock shows its flush as `cache`, and the rest as `db`.
+    pub(super) async fn write<T, E>(
+        &self,
+        write: impl Future<Output = Result<Written<T>, E>> + Send,
+    ) -> Result<Written<T>, E> {
+        let begin = Instant::now();
+        let written = write.await;
+        let flushing = written
+            .as_ref()
+            .map_or(Duration::ZERO, |written| written.flushing);
+        add(&self.flushed, flushing);
+        add(&self.queried, begin.elapsed().saturating_sub(flushing));
+        written
     }
 
     fn write_headers(&self, headers: &mut HeaderMap) {
         // What a read takes beside its loads is the cache's part; loads are the database's, like the request's queries.
         let loading = self.tally.load_time();
-        let cache = self.tally.read_time().saturating_sub(loading).as_secs_f64() * 1_000.0;
-        let queried = Duration::from_nanos(self.queried.load(Ordering::Relaxed));
-        let database = (loading + queried).as_secs_f64() * 1_000.0;
+        let reading = self.tally.read_time().saturating_sub(loading);
+        let total = |clock: &AtomicU64| Duration::from_nanos(clock.load(Ordering::Relaxed));
+        let cache = (reading + total(&self.flushed)).as_secs_f64() * 1_000.0;
+        let database = (loading + total(&self.queried)).as_secs_f64() * 1_000.0;
         let timing = format!("cache;dur={cache:.3}, db;dur={database:.3}");
         headers.insert(
             HeaderName::from_static("server-timing"),
@@ -105,4 +124,9 @@ pub(super) async fn measure(
         visit.write_headers(headers);
     }
     response
+}
+
+fn add(clock: &AtomicU64, took: Duration) {
+    let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+    clock.fetch_add(nanos, Ordering::Relaxed);
 }

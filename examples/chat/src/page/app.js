@@ -91,6 +91,12 @@ async function show() {
   list.classList.add('waiting');
   try {
     const page = await ask(`/api/messages?${state.query}${stream ? `&stream=${stream}` : ''}`);
+    if (page.messages.length === 0 && state.place.side === 'after') {
+      // There is nothing newer: the newest page is the end of the way.
+      place('newest', 'before');
+      await show();
+      return;
+    }
     state.messages = page.messages;
     complain('trouble', null);
     draw();
@@ -132,7 +138,7 @@ function draw() {
 
 function row(message) {
   const name = message.sender_full_name ?? `user ${message.sender_id}`;
-  const face = make('span', 'face', name.split(/\s+/).map(word => [...word][0] ?? '').slice(0, 2).join(''));
+  const face = make('span', 'face', name.match(/\p{L}+/gu)?.slice(0, 2).map(word => [...word][0]).join('') ?? '?');
   face.style.setProperty('--hue', String(message.sender_id * 47 % 360));
   face.setAttribute('aria-hidden', 'true');
   const person = make('button', 'name', name);
@@ -260,9 +266,10 @@ function showRequest(request) {
     const what = make('span', 'what', count + each.what);
     what.title = each.path;
     const loads = each.loads === 0 ? make('span', 'warm', 'none loaded') : make('b', '', `${numbers.format(each.loads)} loaded`);
-    const flush = each.flush ? ` · flush ${each.flush}` : '';
+    const outcome = each.flush ? make('b', '', `flush ${each.flush}`) : loads;
+    const trips = `${each.trips} ${each.trips === 1 ? 'trip' : 'trips'}`;
     const took = ` · ${(each.cache + each.db).toFixed(1)} ms`;
-    return make('li', '', what, make('span', 'cost', loads, ` · ${each.trips} trips${flush}${took}`), bar);
+    return make('li', '', what, make('span', 'cost', outcome, ` · ${trips}${took}`), bar);
   }));
 }
 

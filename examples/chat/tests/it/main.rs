@@ -3,5 +3,6 @@
 mod filling;
 mod messages;
 mod page;
+mod store;
 mod support;
 mod users;

@@ -1,41 +1,25 @@
-//! From a connection's bytes to commands: lines, tokens, flags and data blocks, with memcached's own order of checks.
+//! From a line to what it asks for: tokens and flags, with memcached's own order of checks.
 //!
-//! Nothing here looks at an item. Where one command ends and the next begins depends on the bytes alone, which is what
-//! makes a command's arrival a step of its own.
+//! Nothing here looks at an item.
 
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::Bytes;
 
 use super::store::Mode;
+use super::text::{decode_base64, signed, unsigned, unsigned_32};
 
-const KEY_MAX: usize = 250;
-/// The `O` counts.
+pub(super) const KEY_MAX: usize = 250;
+
+/// The longest opaque; its `O` counts.
 pub(super) const OPAQUE_MAX: usize = 32;
-/// The command and its key count, and one for the end.
+
+/// Most tokens of a meta command; its name counts, and one for the end.
 const META_TOKENS_MAX: usize = 20;
+
 /// Tokens of a line that is no classic `get`; what comes after stays one.
 const TOKENS_MAX: usize = 23;
-/// Without a line end in this many bytes, only a classic `get` is read on.
-const LINE_MAX: usize = 2048;
 
 pub(super) const BAD_LINE: &str = "CLIENT_ERROR bad command line format";
 const BAD_TOKEN: &str = "CLIENT_ERROR bad token in command line format";
-
-/// One command, with its data block if it has one.
-#[derive(Clone, Debug)]
-pub(super) struct Frame {
-    /// The line as it came, without its end.
-    pub(super) line: Bytes,
-    pub(super) command: Command,
-    /// The data block with the two bytes that should be its line end.
-    pub(super) data: Option<Bytes>,
-}
-
-impl Frame {
-    /// How many bytes of the stream it was, give or take a line end.
-    pub(super) fn len(&self) -> usize {
-        self.line.len() + self.data.as_ref().map_or(0, Bytes::len)
-    }
-}
 
 /// What a line asks for.
 #[derive(Clone, Debug)]
@@ -44,12 +28,7 @@ pub(super) enum Command {
         key: Bytes,
         flags: Flags,
     },
-    MetaSet {
-        key: Bytes,
-        len: usize,
-        flags: Flags,
-        mode: Mode,
-    },
+    MetaSet(MetaSet),
     MetaDelete {
         key: Bytes,
         flags: Flags,
@@ -88,10 +67,49 @@ pub(super) enum Command {
 }
 
 impl Command {
+    /// What one line asks for. A zero byte ends it, for the server's strings are C's.
+    pub(super) fn parse(line: &[u8]) -> Self {
+        let line = line.split(|&byte| byte == 0).next().unwrap_or_default();
+        let tokens = tokenize(line);
+        let Some((&name, arguments)) = tokens.split_first().filter(|(name, _)| name.len() > 1)
+        else {
+            return Self::refused("ERROR");
+        };
+        match name {
+            b"mg" => meta_get(arguments),
+            b"ms" => meta_set(arguments),
+            b"md" => meta_delete(arguments),
+            b"mn" => Self::MetaNoop,
+            b"get" | b"gets" | b"bget" => classic_get(name, line, None),
+            b"gat" | b"gats" => get_and_touch(name, line, arguments),
+            b"set" => classic_set(arguments, Mode::Set),
+            b"add" => classic_set(arguments, Mode::Add),
+            b"replace" => classic_set(arguments, Mode::Replace),
+            b"append" => classic_set(arguments, Mode::Append),
+            b"prepend" => classic_set(arguments, Mode::Prepend),
+            b"cas" => classic_set(arguments, Mode::Cas),
+            b"delete" => classic_delete(arguments),
+            b"touch" => classic_touch(arguments),
+            b"flush_all" => flush_all(arguments),
+            b"version" => Self::Version,
+            b"stats" => stats(arguments),
+            b"quit" => Self::Hangup,
+            b"ma" | b"me" | b"incr" | b"decr" | b"shutdown" | b"slabs" | b"cache_memlimit"
+            | b"lru_crawler" | b"watch" | b"verbosity" | b"lru" | b"extstore"
+            | b"refresh_certs" => Self::Unmodelled,
+            _ if tokens.last().is_some_and(|last| last.starts_with(b"HTTP/"))
+                && !name_is_looked_up(name) =>
+            {
+                Self::Hangup
+            }
+            _ => Self::refused("ERROR"),
+        }
+    }
+
     /// Bytes of the data block that follows the line, its line end included.
-    fn data_len(&self) -> Option<usize> {
+    pub(super) fn data_len(&self) -> Option<usize> {
         match self {
-            Self::MetaSet { len, .. } | Self::Set(Update { len, .. }) => Some(len + 2),
+            Self::MetaSet(MetaSet { len, .. }) | Self::Set(Update { len, .. }) => Some(len + 2),
             Self::Refused { swallow, .. } if *swallow > 0 => Some(*swallow),
             _ => None,
         }
@@ -110,6 +128,15 @@ impl Command {
             swallow: 0,
         }
     }
+}
+
+/// A meta store.
+#[derive(Clone, Debug)]
+pub(super) struct MetaSet {
+    pub(super) key: Bytes,
+    pub(super) len: usize,
+    pub(super) flags: Flags,
+    pub(super) mode: Mode,
 }
 
 /// A classic store.
@@ -139,111 +166,6 @@ pub(super) struct Flags {
     pub(super) cas: Option<u64>,
     pub(super) client_flags: u32,
     mode: Option<u8>,
-}
-
-/// Cuts one connection's bytes into frames.
-#[derive(Debug, Default)]
-pub(super) struct Framer {
-    buffer: BytesMut,
-    /// A line whose data block is still on its way.
-    pending: Option<(Bytes, Command, usize)>,
-    hung_up: bool,
-}
-
-impl Framer {
-    pub(super) fn push(&mut self, bytes: &[u8]) {
-        if !self.hung_up {
-            self.buffer.extend_from_slice(bytes);
-        }
-    }
-
-    /// The next whole command. After one that closes the connection there is none.
-    pub(super) fn next(&mut self) -> Option<Frame> {
-        if self.hung_up {
-            return None;
-        }
-        let (line, command, data_len) = match self.pending.take() {
-            Some(pending) => pending,
-            None => {
-                let line = self.next_line()?;
-                let command = line.as_deref().map_or(Command::Hangup, parse);
-                let data_len = command.data_len().unwrap_or(0);
-                (line.unwrap_or_default(), command, data_len)
-            }
-        };
-        if self.buffer.len() < data_len {
-            self.pending = Some((line, command, data_len));
-            return None;
-        }
-        let data = (data_len > 0).then(|| self.buffer.split_to(data_len).freeze());
-        self.hung_up = matches!(command, Command::Hangup | Command::Unmodelled);
-        Some(Frame {
-            line,
-            command,
-            data,
-        })
-    }
-
-    /// A line without its end; `Some(None)` is one too long to be anything.
-    #[expect(
-        clippy::option_option,
-        reason = "not there yet and never there are two answers"
-    )]
-    fn next_line(&mut self) -> Option<Option<Bytes>> {
-        let Some(end) = self.buffer.iter().position(|&byte| byte == b'\n') else {
-            let is_get = {
-                let text = self.buffer.trim_ascii_start();
-                let blanks = self.buffer.len() - text.len();
-                blanks <= 100 && (text.starts_with(b"get ") || text.starts_with(b"gets "))
-            };
-            return (self.buffer.len() > LINE_MAX && !is_get).then_some(None);
-        };
-        let mut line = self.buffer.split_to(end);
-        self.buffer.advance(1);
-        if line.len() > 1 && line.ends_with(b"\r") {
-            line.truncate(line.len() - 1);
-        }
-        Some(Some(line.freeze()))
-    }
-}
-
-/// What one line asks for. A zero byte ends it, for the server's strings are C's.
-fn parse(line: &[u8]) -> Command {
-    let line = line.split(|&byte| byte == 0).next().unwrap_or_default();
-    let tokens = tokenize(line);
-    let Some((&name, arguments)) = tokens.split_first().filter(|(name, _)| name.len() > 1) else {
-        return Command::refused("ERROR");
-    };
-    match name {
-        b"mg" => meta_get(arguments),
-        b"ms" => meta_set(arguments),
-        b"md" => meta_delete(arguments),
-        b"mn" => Command::MetaNoop,
-        b"get" | b"gets" | b"bget" => classic_get(name, line, None),
-        b"gat" | b"gats" => get_and_touch(name, line, arguments),
-        b"set" => classic_set(arguments, Mode::Set),
-        b"add" => classic_set(arguments, Mode::Add),
-        b"replace" => classic_set(arguments, Mode::Replace),
-        b"append" => classic_set(arguments, Mode::Append),
-        b"prepend" => classic_set(arguments, Mode::Prepend),
-        b"cas" => classic_set(arguments, Mode::Cas),
-        b"delete" => classic_delete(arguments),
-        b"touch" => classic_touch(arguments),
-        b"flush_all" => flush_all(arguments),
-        b"version" => Command::Version,
-        b"stats" => stats(arguments),
-        b"quit" => Command::Hangup,
-        b"ma" | b"me" | b"incr" | b"decr" | b"shutdown" | b"slabs" | b"cache_memlimit"
-        | b"lru_crawler" | b"watch" | b"verbosity" | b"lru" | b"extstore" | b"refresh_certs" => {
-            Command::Unmodelled
-        }
-        _ if tokens.last().is_some_and(|last| last.starts_with(b"HTTP/"))
-            && !name_is_looked_up(name) =>
-        {
-            Command::Hangup
-        }
-        _ => Command::refused("ERROR"),
-    }
 }
 
 /// Whether a name of this first letter is looked for among few and answered `ERROR` at once.
@@ -296,12 +218,12 @@ fn meta_set(arguments: &[&[u8]]) -> Command {
         }
     });
     match parsed {
-        Ok((key, flags, mode)) => Command::MetaSet {
+        Ok((key, flags, mode)) => Command::MetaSet(MetaSet {
             key,
             len,
             flags,
             mode,
-        },
+        }),
         Err(reply) => Command::Refused {
             reply: Some(reply),
             swallow: len + 2,
@@ -567,114 +489,4 @@ fn ends_quietly(arguments: &[&[u8]]) -> bool {
 fn value_len(token: &[u8]) -> Option<usize> {
     let len = signed(token)?;
     usize::try_from(len).ok().filter(|_| len <= i32::MAX - 2)
-}
-
-/// A C program's idea of a 32-bit number: read as 64 bits, cut to 32.
-fn signed(token: &[u8]) -> Option<i32> {
-    let (negative, magnitude) = number(token)?;
-    let limit = i64::MAX as u64 + u64::from(negative);
-    let wide = (magnitude <= limit).then_some(magnitude)?;
-    Some(if negative {
-        (wide as i64).wrapping_neg() as i32
-    } else {
-        wide as i32
-    })
-}
-
-fn unsigned_32(token: &[u8]) -> Option<u32> {
-    unsigned(token).map(|wide| wide as u32)
-}
-
-/// An unsigned one, where a minus sign is refused only if what it makes would be taken for negative.
-fn unsigned(token: &[u8]) -> Option<u64> {
-    let (negative, magnitude) = number(token)?;
-    let wide = if negative {
-        magnitude.wrapping_neg()
-    } else {
-        magnitude
-    };
-    let looks_negative = (wide as i64) < 0;
-    (!looks_negative || !token.contains(&b'-')).then_some(wide)
-}
-
-/// Sign and digits at the start of the token, which may end there or at white space.
-fn number(token: &[u8]) -> Option<(bool, u64)> {
-    let is_space = |byte: &u8| matches!(byte, b' ' | 0x09..=0x0d);
-    let start = token.iter().position(|byte| !is_space(byte))?;
-    let (negative, digits) = match &token[start..] {
-        [b'-', rest @ ..] => (true, rest),
-        [b'+', rest @ ..] => (false, rest),
-        rest => (false, rest),
-    };
-    let len = digits
-        .iter()
-        .position(|byte| !byte.is_ascii_digit())
-        .unwrap_or(digits.len());
-    if len == 0 || digits.get(len).is_some_and(|byte| !is_space(byte)) {
-        return None;
-    }
-    let mut magnitude = 0u64;
-    for digit in &digits[..len] {
-        magnitude = magnitude
-            .checked_mul(10)?
-            .checked_add(u64::from(digit - b'0'))?;
-    }
-    Some((negative, magnitude))
-}
-
-/// As lenient as the server: what isn't base64 is skipped, and all after the padding.
-fn decode_base64(text: &[u8]) -> Option<Vec<u8>> {
-    let sextets: Vec<(u8, bool)> = text
-        .iter()
-        .filter_map(|&byte| {
-            let sextet = match byte {
-                b'A'..=b'Z' => byte - b'A',
-                b'a'..=b'z' => byte - b'a' + 26,
-                b'0'..=b'9' => byte - b'0' + 52,
-                b'+' => 62,
-                b'/' => 63,
-                b'=' => 0,
-                _ => return None,
-            };
-            Some((sextet, byte == b'='))
-        })
-        .collect();
-    if sextets.is_empty() || !sextets.len().is_multiple_of(4) {
-        return None;
-    }
-    let mut decoded = Vec::with_capacity(sextets.len() / 4 * 3);
-    for block in sextets.chunks_exact(4) {
-        let bits = block
-            .iter()
-            .fold(0u32, |bits, (sextet, _)| bits << 6 | u32::from(*sextet));
-        let padding = block.iter().filter(|(_, is_padding)| *is_padding).count();
-        if padding > 2 {
-            return None;
-        }
-        decoded.extend_from_slice(&bits.to_be_bytes()[1..4 - padding]);
-        if padding > 0 {
-            break;
-        }
-    }
-    (!decoded.is_empty()).then_some(decoded)
-}
-
-/// As it is echoed.
-pub(super) fn encode_base64(bytes: &[u8]) -> Vec<u8> {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = Vec::with_capacity(bytes.len().div_ceil(3) * 4);
-    for block in bytes.chunks(3) {
-        let mut padded = [0; 4];
-        padded[1..=block.len()].copy_from_slice(block);
-        let bits = u32::from_be_bytes(padded);
-        for position in 0..4 {
-            let sextet = (bits >> (18 - 6 * position)) & 63;
-            text.push(if position > block.len() {
-                b'='
-            } else {
-                ALPHABET[sextet as usize]
-            });
-        }
-    }
-    text
 }

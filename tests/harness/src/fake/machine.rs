@@ -1,13 +1,13 @@
 //! The server without its sockets: frames in, replies out, byte for byte those of memcached 1.6.18.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
-use super::command::{BAD_LINE, Command, Flags, Frame, OPAQUE_MAX, Update, encode_base64};
-use super::store::{Item, Settings, Store, Stored};
-
-const KEY_MAX: usize = 250;
+use super::command::{BAD_LINE, Command, Flags, KEY_MAX, MetaSet, OPAQUE_MAX, Update};
+use super::framer::Frame;
+use super::store::{Item, Mode, Settings, Store, Stored};
+use super::text::encode_base64;
 
 /// `stats settings` of 1.6.18 as Debian builds it, started without arguments; three of them follow [`Settings`].
 const SETTINGS: &[(&str, &str)] = &[
@@ -176,10 +176,17 @@ impl Machine {
         self.store.get(key).map(|item| item.value.clone())
     }
 
+    /// How long an item that doesn't stay for good has to live.
+    pub(super) fn ttl(&mut self, key: &[u8]) -> Option<Duration> {
+        let now = self.store.now();
+        let expires = self.store.get(key)?.expires;
+        (expires != 0).then(|| Duration::from_secs(u64::from(expires.saturating_sub(now))))
+    }
+
     pub(super) fn execute(&mut self, frame: &Frame, connections: usize) -> Reply {
         match &frame.command {
             Command::MetaGet { key, flags } => self.meta_get(key, flags),
-            Command::MetaSet { .. } => self.meta_set(frame),
+            Command::MetaSet(set) => self.meta_set(set, frame),
             Command::MetaDelete { key, flags } => self.meta_delete(key, flags),
             Command::MetaNoop => Reply::line("MN"),
             Command::Get {
@@ -309,16 +316,13 @@ impl Machine {
         }
     }
 
-    fn meta_set(&mut self, frame: &Frame) -> Reply {
-        let Command::MetaSet {
+    fn meta_set(&mut self, set: &MetaSet, frame: &Frame) -> Reply {
+        let MetaSet {
             key,
             len,
             flags,
             mode,
-        } = &frame.command
-        else {
-            unreachable!("called for `ms` alone");
-        };
+        } = set;
         self.counts.sets += 1;
         if let Some(words) = self.no_room(key, flags.client_flags, *len) {
             // What is there would be older than what the client wanted to be there.
@@ -434,7 +438,7 @@ impl Machine {
         } = update;
         self.counts.sets += 1;
         if let Some(words) = self.no_room(key, *client_flags, update.len) {
-            if update.mode == super::store::Mode::Set {
+            if update.mode == Mode::Set {
                 self.store.remove(key);
             }
             return Reply::line_unless(*quiet, words);

@@ -4,10 +4,10 @@
 //! scripts are put to both, `tests/fake_matches_memcached.rs`), and does nothing of its own accord: the same calls in
 //! the same order give the same bytes. A test on tokio's paused clock needs nothing else.
 //!
-//! Left alone it answers at once. [`Fake::hold`] keeps requests before one of the three steps until the test says
-//! [`arrive`](Fake::arrive), [`execute`](Fake::execute) or [`reply`](Fake::reply), for one request at a time or
-//! [`open`](Fake::open) for all. So every interleaving of clients and every place where a connection can be lost can
-//! be written down:
+//! Left alone it answers at once. [`Fake::hold`] keeps requests before one of the three steps, and [`Fake::freeze`] those
+//! of one connection before all of them, until the test says [`arrive`](Fake::arrive), [`execute`](Fake::execute) or
+//! [`reply`](Fake::reply) for one request, or [`open`](Fake::open) or [`thaw`](Fake::thaw) for all. So every interleaving
+//! of clients and every place where a connection can be lost can be written down:
 //!
 //! * the request never arrives: [`cut`](Fake::cut) while it is [`Stage::Sent`];
 //! * it arrives and is not executed: `arrive`, `cut`, [`discard`](Fake::discard);
@@ -53,10 +53,12 @@
 //! ```
 
 mod command;
+mod framer;
 mod machine;
 mod network;
 mod pipe;
 mod store;
+mod text;
 
 use std::fmt;
 use std::io;
@@ -69,6 +71,7 @@ use larder_backends::memcached::{Address, Io, Transport};
 use larder_core::Rt;
 use tokio::sync::watch;
 
+pub(crate) use self::framer::Framer;
 use self::machine::Machine;
 pub use self::network::Network;
 use self::pipe::{Connection, Link, Wires};
@@ -200,6 +203,23 @@ impl Fake {
     /// Lets requests take all three steps at once again.
     pub fn open_all(&self) {
         self.set_all(false);
+    }
+
+    /// Keeps every request of this connection before all three steps, whatever others may do.
+    pub fn freeze(&self, connection: ConnectionId) {
+        self.set_frozen(connection, true);
+    }
+
+    /// Lets a frozen connection's requests go as the others'.
+    pub fn thaw(&self, connection: ConnectionId) {
+        self.set_frozen(connection, false);
+    }
+
+    fn set_frozen(&self, id: ConnectionId, frozen: bool) {
+        self.change(|state| {
+            state.connection(id, |connection| connection.frozen = frozen);
+            state.flow(id);
+        });
     }
 
     fn set_all(&self, held: bool) {
@@ -343,11 +363,20 @@ impl Fake {
         });
     }
 
-    /// Kills the server and starts it again, empty: connections end, what isn't executed is gone, CAS numbers count
-    /// from 1. What was replied before can still be read.
+    /// Kills the server: connections end, what isn't executed is gone, dials are refused. What was replied before can
+    /// still be read.
+    pub fn kill(&self) {
+        self.change(|state| {
+            state.dials = Dials::Refused;
+            state.close_all();
+        });
+    }
+
+    /// [Kills](Self::kill) the server and starts it again, empty; CAS numbers count from 1, dials are accepted.
     pub fn restart(&self) {
         self.change(|state| {
             let wall = state.wall();
+            state.dials = Dials::Accepted;
             state.machine.restart(wall);
             state.close_all();
         });
@@ -358,6 +387,7 @@ impl Fake {
     /// A proxy that redials for its clients, and some servers with persistence, look like this.
     pub fn restart_warm(&self) {
         self.change(|state| {
+            state.dials = Dials::Accepted;
             state.machine.restart_warm();
             state.close_all();
         });
@@ -399,6 +429,15 @@ impl Fake {
             let wall = state.wall();
             state.machine.set_time(wall);
             state.machine.peek(key.as_bytes())
+        })
+    }
+
+    /// How long the item of this key has to live; `None` if it isn't there, or stays for good.
+    pub fn ttl(&self, key: &str) -> Option<Duration> {
+        self.look(|state| {
+            let wall = state.wall();
+            state.machine.set_time(wall);
+            state.machine.ttl(key.as_bytes())
         })
     }
 

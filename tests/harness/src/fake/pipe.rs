@@ -11,7 +11,7 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 
 use super::Fake;
-use super::command::{Frame, Framer};
+use super::framer::{Frame, Framer};
 use super::machine::Reply;
 
 /// Names a connection: they count from 1 in the order they were dialled, over restarts too.
@@ -135,6 +135,8 @@ pub(super) struct Connection {
     replies: BytesMut,
     /// The client will write no more.
     finished: bool,
+    /// Every step waits for the test.
+    pub(super) frozen: bool,
     reader: Option<Waker>,
     writer: Option<Waker>,
 }
@@ -151,6 +153,7 @@ impl Connection {
             held_back: 0,
             replies: BytesMut::new(),
             finished: false,
+            frozen: false,
             reader: None,
             writer: None,
         }
@@ -292,6 +295,14 @@ pub(super) struct Held {
 }
 
 impl Held {
+    fn all() -> Self {
+        Self {
+            arrival: true,
+            execution: true,
+            reply: true,
+        }
+    }
+
     pub(super) fn set(&mut self, step: Step, held: bool) {
         match step {
             Step::Arrival => self.arrival = held,
@@ -345,16 +356,20 @@ impl Wires {
         let Some(connection) = self.connections.get_mut(&id) else {
             return;
         };
-        if !self.held.arrival {
+        let held = match connection.frozen {
+            true => Held::all(),
+            false => self.held,
+        };
+        if !held.arrival {
             connection.arrive(ALL);
         }
         loop {
-            if !self.held.reply {
+            if !held.reply {
                 connection.reply(ALL);
             }
             // A client that doesn't read its replies isn't served.
             let unread = connection.replies.len() + connection.held_back;
-            let may_execute = !self.held.execution && !self.stopped && unread < window;
+            let may_execute = !held.execution && !self.stopped && unread < window;
             if !may_execute || !connection.execute_one(ALL, execute) {
                 break;
             }
@@ -421,7 +436,7 @@ impl Pipe {
     /// If the connection was cut.
     pub async fn hear(&mut self) -> io::Result<String> {
         let mut bytes = Vec::new();
-        self.read_buf(&mut bytes).await?;
+        while self.read_buf(&mut bytes).await? > 0 && self.has_replies() {}
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
@@ -433,6 +448,14 @@ impl Pipe {
     pub async fn ask(&mut self, text: &str) -> io::Result<String> {
         self.say(text).await?;
         self.hear().await
+    }
+
+    fn has_replies(&self) -> bool {
+        let Client { fake, id } = &*self.client;
+        fake.look(|state| {
+            let connection = state.wires.connections.get(id);
+            connection.is_some_and(|connection| !connection.replies.is_empty())
+        })
     }
 
     fn finish(&self) {

@@ -1,0 +1,227 @@
+//! A real memcached behind the chat: shared, killed, stopped.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use larder_chat::db::Db;
+use larder_chat::dictionary::Dictionaries;
+use larder_harness::server::{Listen, MemcachedServer};
+use serde_json::json;
+use tokio::sync::Notify;
+
+use crate::support::{Chat, Place};
+
+const SMALL: [&str; 6] = ["--messages", "1200", "--users", "60", "--streams", "6"];
+
+/// A store that is given all the time it wants: counts don't depend on how busy the machine is.
+fn patient(server: &MemcachedServer) -> String {
+    format!(
+        "memcached://{}?timeout=10s&connect_timeout=10s&stall=10s",
+        server.address()
+    )
+}
+
+/// A chat here with this server as its store.
+async fn start(place: &Place, server: &MemcachedServer) -> Chat {
+    let url = patient(server);
+    let args: Vec<&str> = SMALL.into_iter().chain(["--cache", &url]).collect();
+    place.start(&args).await.expect("a chat")
+}
+
+#[tokio::test]
+async fn a_page_costs_a_read_and_a_fill_per_accessor_on_any_socket() {
+    for listen in [Listen::Tcp, Listen::Unix] {
+        let (place, server) = (Place::new(), MemcachedServer::start(listen, &[]));
+        let chat = start(&place, &server).await;
+        let cold = chat.get("/api/messages?before=1000").await;
+        assert!(cold.loads() > 1000, "{}", cold.loads());
+        assert_eq!(cold.trips(), 6, "{listen:?}");
+        let warm = chat.get("/api/messages?before=1000").await;
+        assert_eq!((warm.loads(), warm.trips()), (0, 3), "{listen:?}");
+        assert_eq!(warm.json, cold.json);
+    }
+}
+
+#[tokio::test]
+async fn chats_that_share_a_store_see_each_others_writes() {
+    let (place, server) = (Place::new(), MemcachedServer::start(Listen::Tcp, &[]));
+    let (one, other) = (start(&place, &server).await, start(&place, &server).await);
+    let page = "/api/messages?before=100";
+    let seen = other.get(page).await;
+    // What one chat filled, the other reads.
+    assert_eq!(one.get(page).await.loads(), 0);
+
+    let sender = &seen.messages()[0]["sender_id"];
+    let user = format!("/api/users/{sender}");
+    let change = json!({ "full_name": "Grace" });
+    one.send("PATCH", &user, change).await.expect(200);
+    assert_eq!(
+        other.get(page).await.messages()[0]["sender_full_name"],
+        "Grace"
+    );
+
+    let error = place
+        .start(&SMALL)
+        .await
+        .err()
+        .expect("the memory store can't join")
+        .to_string();
+    assert!(error.contains("another chat uses this database"), "{error}");
+}
+
+#[tokio::test]
+async fn a_chat_with_the_memory_store_is_joined_by_nobody() {
+    let (place, server) = (Place::new(), MemcachedServer::start(Listen::Tcp, &[]));
+    let _first = place.start(&SMALL).await.unwrap();
+    let url = patient(&server);
+    let error = place
+        .start(&["--cache", &url])
+        .await
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(
+        error.contains("a chat with the memory store uses this database"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn entries_of_an_older_dictionary_stay_readable() {
+    let (place, server) = (Place::new(), MemcachedServer::start(Listen::Tcp, &[]));
+    let page = "/api/messages?before=300";
+    let chat = start(&place, &server).await;
+    let before = chat.get(page).await;
+    chat.stop().await;
+
+    let db = Db::open(&place.options(&[]).db).await.unwrap();
+    let mut tx = db.begin().await.unwrap();
+    let short = "DELETE FROM messages WHERE id <= 600";
+    sqlx::query(short).execute(&mut *tx).await.unwrap();
+    larder_chat::dictionary::train(&mut tx).await.unwrap();
+    tx.commit().await.unwrap();
+    let dictionaries = Dictionaries::read(&db).await.unwrap();
+    assert_eq!(
+        (dictionaries.current.is_some(), dictionaries.older.len()),
+        (true, 1)
+    );
+    db.close().await;
+
+    let chat = start(&place, &server).await;
+    let after = chat.get(page).await;
+    assert_eq!(after.loads(), 0);
+    assert_eq!(after.json, before.json);
+}
+
+#[tokio::test]
+async fn a_deleted_database_leaves_nothing_in_the_store() {
+    let (place, server) = (Place::new(), MemcachedServer::start(Listen::Tcp, &[]));
+    let chat = start(&place, &server).await;
+    let text = |chat: Chat| async move {
+        let message = chat.get("/api/messages?before=1").await.messages()[0].clone();
+        chat.stop().await;
+        message["content"].clone()
+    };
+    let before = text(chat).await;
+    std::fs::remove_file(&place.options(&[]).db).unwrap();
+    let url = patient(&server);
+    let other = ["--messages", "1200", "--seed", "2", "--cache", &url];
+    assert_ne!(text(place.start(&other).await.unwrap()).await, before);
+}
+
+/// Requests of every kind, by several clients at once; the count tells who waits how many were answered.
+async fn traffic(chat: &Chat, requests: usize, answered: &AtomicUsize, progress: &Notify) {
+    const CLIENTS: usize = 8;
+    let client = async |first: usize| {
+        for turn in (first..requests).step_by(CLIENTS) {
+            let user = turn % 60 + 1;
+            let answer = match turn % 7 {
+                0 => chat.get("/api/messages?before=200").await,
+                1 => {
+                    chat.get(&format!("/api/messages?anchor={turn}&before=50&stream=1"))
+                        .await
+                }
+                2 => chat.get(&format!("/api/users/{user}")).await,
+                3 => chat.get("/api/users?email=nobody@example.com").await,
+                4 => chat.get("/api/streams/2/subscribers").await,
+                5 => {
+                    let change = json!({ "full_name": format!("User {turn}"), "is_active": true });
+                    let changed = chat
+                        .send("PATCH", &format!("/api/users/{user}"), change)
+                        .await;
+                    assert!(["done", "failed"].contains(&changed.flush()), "{changed:?}");
+                    changed
+                }
+                _ => {
+                    let body = json!({ "stream_id": 1, "sender_id": 1, "subject": "tea", "content": "hot" });
+                    chat.send("POST", "/api/messages", body).await
+                }
+            };
+            // 404 is the answer for nobody, and 400 for a user who may not send.
+            assert!(answer.status.as_u16() < 500, "{answer:?}");
+            answered.fetch_add(1, Ordering::Relaxed);
+            progress.notify_one();
+        }
+    };
+    let clients = [0, 1, 2, 3, 4, 5, 6, 7].map(client);
+    let [a, b, c, d, e, f, g, h] = clients;
+    tokio::join!(a, b, c, d, e, f, g, h);
+}
+
+/// Does something to the server while requests are under way.
+async fn amid_traffic(chat: &Chat, trouble: impl FnOnce()) {
+    let (answered, progress) = (AtomicUsize::new(0), Notify::new());
+    let meddle = async {
+        while answered.load(Ordering::Relaxed) < 60 {
+            progress.notified().await;
+        }
+        trouble();
+    };
+    tokio::join!(traffic(chat, 240, &answered, &progress), meddle);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killing_and_hanging_the_store_fails_no_request() {
+    let (place, mut server) = (Place::new(), MemcachedServer::start(Listen::Tcp, &[]));
+    let url = format!("memcached://{}", server.address());
+    let chat = place
+        .start(&["--messages", "1200", "--users", "60", "--cache", &url])
+        .await
+        .unwrap();
+    amid_traffic(&chat, || server.kill()).await;
+    amid_traffic(&chat, || server.restart()).await;
+    amid_traffic(&chat, || server.stop()).await;
+
+    // Only requests that were under way waited for the server: those that come now go past it.
+    let begin = Instant::now();
+    for _ in 0..100 {
+        chat.get("/api/users/7").await.expect(200);
+    }
+    let took = begin.elapsed();
+    assert!(
+        took < Duration::from_secs(3),
+        "100 requests past a hanging store took {took:?}"
+    );
+
+    let change = json!({ "full_name": "Grace" });
+    let changed = chat.send("PATCH", "/api/users/7", change).await;
+    assert_eq!(changed.flush(), "failed");
+    changed.expect(200);
+    let stats = chat.get("/stats").await.expect(200);
+    assert_eq!(stats["servers"][0]["up"], false);
+    chat.get("/healthz").await.expect(200);
+
+    server.resume();
+    amid_traffic(&chat, || server.restart()).await;
+    // Once the server is there again, pages come from it.
+    let served = async {
+        while chat.get("/api/messages?before=200").await.loads() > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    let served = tokio::time::timeout(Duration::from_secs(20), served).await;
+    assert!(
+        served.is_ok(),
+        "the store is back and nothing is served from it"
+    );
+}
