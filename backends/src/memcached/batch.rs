@@ -33,8 +33,8 @@ const LOOK_CHUNK: usize = 256;
 const LOOK_ROOM: usize = 128;
 
 /// Keys, and about so many bytes, of one exchange of a bulk write.
-const WRITE_CHUNK: usize = 256;
-const WRITE_CHUNK_BYTES: usize = 128 << 10;
+const WRITE_CHUNK: usize = 512;
+const WRITE_CHUNK_BYTES: usize = 256 << 10;
 
 /// Keys, and about so many bytes, of one classic `gets` line: longer ones make neighbours wait.
 const CLASSIC_LINE: usize = 100;
@@ -498,12 +498,7 @@ pub(super) enum Outcome {
 impl Server {
     /// Writes a part.
     pub(super) async fn write(&self, part: Part<'_>, job: Job<'_>, trips: &Trips) -> Vec<Outcome> {
-        let write = Write {
-            part,
-            job,
-            wall: self.rt.wall(),
-            largest: self.item_size_max(),
-        };
+        let write = Write::new(part, job, self.rt.wall(), self.item_size_max());
         let origin = match write.origins()[..] {
             [] => None,
             [origin] => Some(origin),
@@ -545,10 +540,8 @@ impl Server {
         };
         let groups: Vec<_> = write.origins().into_iter().map(group).collect();
         let groups_written = super::join_all(groups.iter().map(|(origin, _, positions)| {
-            let write = Write {
-                part: Part::some(part.keys, positions),
-                ..*write
-            };
+            let part = Part::some(part.keys, positions);
+            let write = Write::new(part, write.job, write.wall, write.largest);
             async move { self.write_chunks(&write, Some(*origin), trips).await }
         }));
         let mut outcomes: Vec<Option<Outcome>> = Vec::new();
@@ -613,7 +606,7 @@ impl Server {
             Job::Delete => self.config.flush_timeout,
             _ => {
                 let count = write.part.len();
-                self.patience(count, write.bytes())
+                self.patience(count, write.bytes)
             }
         };
         Limit::new(self.rt, patience)
@@ -674,9 +667,27 @@ struct Write<'a> {
     wall: SystemTime,
     /// The longest item the server takes.
     largest: usize,
+    /// About how many bytes are sent.
+    bytes: usize,
+    /// Whether some value may not be sent.
+    refuses: bool,
 }
 
-impl Write<'_> {
+impl<'a> Write<'a> {
+    fn new(part: Part<'a>, job: Job<'a>, wall: SystemTime, largest: usize) -> Self {
+        let mut write = Self {
+            part,
+            job,
+            wall,
+            largest,
+            bytes: 0,
+            refuses: true,
+        };
+        write.refuses = (0..part.len()).any(|index| write.is_refused(index));
+        write.bytes = (0..part.len()).map(|index| write.size(index)).sum();
+        write
+    }
+
     /// The connections that issued its leases; none if it has none.
     fn origins(&self) -> SmallVec<[u64; 2]> {
         let mut origins = SmallVec::new();
@@ -704,16 +715,11 @@ impl Write<'_> {
         COMMAND + self.part.key(index).len() + self.value(index).map_or(0, <[u8]>::len)
     }
 
-    /// About how many bytes are sent for all of it.
-    fn bytes(&self) -> usize {
-        (0..self.part.len()).map(|index| self.size(index)).sum()
-    }
-
     /// Whether it is one exchange among those of small calls.
     fn is_small(&self) -> bool {
         match self.part.len() {
             1 => true,
-            count => count <= SMALL && self.bytes() <= WRITE_CHUNK_BYTES,
+            count => count <= SMALL && self.bytes <= WRITE_CHUNK_BYTES,
         }
     }
 
@@ -741,10 +747,11 @@ impl Write<'_> {
 
     /// Whether the value may be sent.
     fn is_refused(&self, index: usize) -> bool {
-        self.value(index).is_some_and(|value| {
-            value.is_empty()
-                || value.len() + self.part.key(index).len() + ITEM_HEADER > self.largest
-        })
+        self.refuses
+            && self.value(index).is_some_and(|value| {
+                value.is_empty()
+                    || value.len() + self.part.key(index).len() + ITEM_HEADER > self.largest
+            })
     }
 
     /// Why the value wasn't sent.
@@ -783,7 +790,6 @@ impl Write<'_> {
             return Expects::Writes(Writes::single(opaque, Some(answer)));
         }
         if count > 1 {
-            output.reserve(range.clone().map(|index| self.size(index)).sum::<usize>() + NOOP.len());
             for (mark, index) in range.enumerate() {
                 let mark = u32::try_from(mark).expect("a chunk has a few hundred keys");
                 self.append_one(output, index, mark, Quiet::Yes);
