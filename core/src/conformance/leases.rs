@@ -144,7 +144,7 @@ pub(super) async fn lease_fills_only_its_own_key(scene: &Scene) {
     let (leased, stored) = (scene.key("leased"), scene.key("stored"));
     // So many that some share their server with the lease, whatever the servers.
     let absent: Vec<String> = (0..48)
-        .map(|number| scene.key(&format!("absent-{number}")))
+        .map(|number| scene.key(format!("absent-{number}")))
         .collect();
     let lease = win(&*backend, &own).await;
     let others = win(&*backend, &leased).await;
