@@ -53,7 +53,7 @@ pub struct MemcachedConfig {
     /// Leases can't be trusted there: every call that asks for one is refused for now. It can't be noticed from here,
     /// so say it for mcrouter, twemproxy, managed endpoints, and port forwarders that survive the server.
     pub via_proxy: bool,
-    /// [`Memcached::connect`](super::Memcached::connect) fails unless every server answers.
+    /// Building the cache fails unless every server answers.
     pub require_at_start: bool,
     /// The longest item to send, with key and header; the server's own limit (`-I`) holds in any case.
     #[serde(with = "bytes")]

@@ -209,7 +209,7 @@ impl Fill {
 pub enum FillOutcome {
     /// Stored: no delete came between the lease and this.
     Stored,
-    /// Not stored, since the lease no longer stood.
+    /// Not stored, since the lease no longer stood; or not known to be stored, since the connection was lost under it.
     Lost(Lost),
 }
 
