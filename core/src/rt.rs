@@ -109,6 +109,18 @@ impl Rt {
         }
     }
 
+    /// Runs the future as a task of its own, in no span: for what outlives the caller who happened to need it first.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
+    pub fn spawn_apart<F>(&self, future: F) -> JoinHandle<F::Output>
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        tokio::spawn(future)
+    }
+
     /// Lets every task that can run have a turn.
     pub async fn yield_now(&self) {
         tokio::task::yield_now().await;

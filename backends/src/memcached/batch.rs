@@ -498,6 +498,10 @@ pub(super) enum Outcome {
 impl Server {
     /// Writes a part.
     pub(super) async fn write(&self, part: Part<'_>, job: Job<'_>, trips: &Trips) -> Vec<Outcome> {
+        if let Some(error) = self.down() {
+            let down = |_| Outcome::Written(Written::Failed(error.clone()));
+            return (0..part.len()).map(down).collect();
+        }
         let write = Write::new(part, job, self.rt.wall(), self.item_size_max());
         let origin = match write.origins()[..] {
             [] => None,

@@ -62,7 +62,7 @@ pub(super) struct Counters {
 
 /// Who is told how the server does.
 pub(super) trait Watch: Send + Sync + 'static {
-    /// Replies came.
+    /// A caller got its answer in time.
     fn heard(&self);
 
     /// A deadline passed; `silent` if nothing at all had come while it ran.
@@ -396,8 +396,8 @@ impl<W: Watch> Task<W> {
         };
         let counters = &self.setting.counters;
         counters.bytes_in.fetch_add(count as u64, Ordering::Relaxed);
-        let answered = match self.answer() {
-            Ok(answered) => answered,
+        let (answered, in_time) = match self.answer() {
+            Ok(counts) => counts,
             Err(violation) => {
                 let counters = &self.setting.counters;
                 counters.protocol_violations.fetch_add(1, Ordering::Relaxed);
@@ -420,14 +420,18 @@ impl<W: Watch> Task<W> {
             self.shared
                 .outstanding
                 .fetch_sub(answered as u64, Ordering::Relaxed);
+        }
+        if in_time {
             self.setting.watch.heard();
         }
         Poll::Ready(Ok(()))
     }
 
-    /// Hands the replies that are whole to what expects them; says how many exchanges ended.
-    fn answer(&mut self) -> Result<usize, Violation> {
+    /// Hands the replies that are whole to what expects them; says how many exchanges ended, and whether one of them
+    /// did while its caller waited.
+    fn answer(&mut self) -> Result<(usize, bool), Violation> {
         let mut answered = 0;
+        let mut in_time = false;
         let mut out_of_memory = 0;
         let mut orphans = Vec::new();
         let mut context = exchange::Context {
@@ -440,7 +444,9 @@ impl<W: Watch> Task<W> {
             let Some(exchange) = self.in_flight.front_mut() else {
                 return Err(Violation("a reply that nobody asked for"));
             };
+            let waits = exchange.is_waiting();
             if exchange.accept(reply, self.parser.key(), &mut context)? == Progress::Done {
+                in_time |= waits;
                 self.in_flight.pop_front();
                 answered += 1;
             }
@@ -454,7 +460,7 @@ impl<W: Watch> Task<W> {
         if !orphans.is_empty() {
             self.release(orphans);
         }
-        Ok(answered)
+        Ok((answered, in_time))
     }
 
     /// Gives back leases whose winners have left: their placeholders would keep all others waiting.

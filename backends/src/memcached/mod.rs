@@ -15,6 +15,10 @@ mod exchange;
 mod handshake;
 mod protocol;
 mod server;
+#[cfg_attr(
+    not(feature = "__transport"),
+    expect(unreachable_pub, reason = "public behind the hidden feature")
+)]
 mod transport;
 
 use std::fmt;
@@ -35,7 +39,10 @@ use batch::{Job, Outcome, Part};
 use server::Server;
 
 pub use config::{BulkForm, MemcachedConfig};
+#[cfg(feature = "__transport")]
 pub use transport::{Address, Io, Sockets, Transport};
+#[cfg(not(feature = "__transport"))]
+use transport::{Address, Sockets, Transport};
 
 /// A pool of memcached servers, each key on one of them.
 ///
@@ -73,15 +80,20 @@ impl Memcached {
     /// Fails if the configuration can't work.
     pub fn new(config: MemcachedConfig, rt: Rt) -> Result<Self> {
         let sockets = Sockets::new(rt, config.connect_timeout);
-        Self::with_transport(config, rt, Arc::new(sockets))
+        Self::over(config, rt, Arc::new(sockets))
     }
 
     /// A pool of these servers, over another transport.
+    #[cfg(feature = "__transport")]
     pub fn with_transport(
         config: MemcachedConfig,
         rt: Rt,
         transport: Arc<dyn Transport>,
     ) -> Result<Self> {
+        Self::over(config, rt, transport)
+    }
+
+    fn over(config: MemcachedConfig, rt: Rt, transport: Arc<dyn Transport>) -> Result<Self> {
         let addresses = config.addresses()?;
         let names: Vec<String> = addresses.iter().map(ToString::to_string).collect();
         let reach = match addresses.iter().all(Address::is_local) {
@@ -312,6 +324,26 @@ impl Backend for Memcached {
         stats.servers = self.servers.iter().map(|server| server.stats()).collect();
         stats
     }
+}
+
+/// Reads any bytes as a server's replies, in these pieces, and counts them; for the fuzzer.
+#[cfg(feature = "__transport")]
+#[doc(hidden)]
+pub fn read_replies<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> usize {
+    let mut parser = protocol::Parser::new(1 << 16);
+    let mut buffer = bytes::BytesMut::new();
+    let mut replies = 0;
+    for piece in pieces {
+        buffer.extend_from_slice(piece);
+        loop {
+            match parser.next(&mut buffer) {
+                Ok(Some(_)) => replies += 1,
+                Ok(None) => break,
+                Err(_) => return replies,
+            }
+        }
+    }
+    replies
 }
 
 /// Waits for all of these at the same time, in the caller's task.

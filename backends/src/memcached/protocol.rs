@@ -243,6 +243,9 @@ impl Parser {
         };
         let end = self.searched + found;
         self.searched = 0;
+        if end > MAX_LINE {
+            return Err(Violation("a line that is too long"));
+        }
         let Some(line) = buffer[..end].strip_suffix(b"\r") else {
             return Err(Violation("a line that ends without a carriage return"));
         };
@@ -547,6 +550,7 @@ mod tests {
             "VALUE k 0 1\r\na\r\n",
             "VALUE k 0 1 2 3\r\na\r\n",
             endless.as_str(),
+            &format!("STAT {endless}\r\n"),
         ] {
             assert!(parse([text.as_bytes()]).is_err(), "{text:?}");
         }

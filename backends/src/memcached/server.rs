@@ -247,7 +247,7 @@ impl Server {
                 transport: Arc::clone(&self.transport),
                 patience: self.config.connect_timeout,
             };
-            let task = self.rt.spawn(dial.run()).abort_handle();
+            let task = self.rt.spawn_apart(dial.run()).abort_handle();
             *lock(&slot.task) = Some(task);
         }
         Ok(())
@@ -327,7 +327,7 @@ impl Server {
             return;
         }
         tracing::warn!(server = %self.name, error = %self.last_error(), "memcached server is down");
-        self.rt.spawn(probe(Weak::clone(&self.me), self.rt));
+        self.rt.spawn_apart(probe(Weak::clone(&self.me), self.rt));
     }
 
     fn take_for_up(&self) {
@@ -350,6 +350,12 @@ impl Server {
                 format!("memcached {}: has no connection", self.name),
             ),
         })
+    }
+
+    /// The error of every call while the server is taken for down.
+    pub(super) fn down(&self) -> Option<Error> {
+        let is_down = self.health.is_down.load(Ordering::Relaxed);
+        is_down.then(|| self.down_error())
     }
 
     fn down_error(&self) -> Error {
