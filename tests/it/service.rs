@@ -74,10 +74,12 @@ async fn a_page_of_1000_is_one_exchange_warm_and_a_read_and_a_fill_cold() {
     let table = Table::of(1_000);
     let cache = cache(&table, &proxy.address(), true).await.unwrap();
     let (cache, tally) = cache.tallied();
-    get::<Messages>(&cache, &5_000).await.unwrap(); // connects
+    get_many::<Messages>(&cache, 5_000..5_100).await.unwrap(); // connects
     tally.settled().await;
     let trips = tally.trips();
 
+    // Whoever waits for an answer before it goes on is seen to take another turn.
+    proxy.delay_replies(Duration::from_millis(50));
     proxy.reset_counts();
     let cold = get_many::<Messages>(&cache, 0..1_000).await.unwrap();
     assert_eq!(cold.into_found().len(), 1_000);
@@ -88,6 +90,7 @@ async fn a_page_of_1000_is_one_exchange_warm_and_a_read_and_a_fill_cold() {
         (1_000, 1_000),
         "{counts:?}"
     );
+    assert_eq!(counts.turns, 2, "a read and a fill: {counts:?}");
     assert_eq!((tally.trips() - trips, tally.loads()), (2, 2));
 
     proxy.reset_counts();
@@ -99,6 +102,7 @@ async fn a_page_of_1000_is_one_exchange_warm_and_a_read_and_a_fill_cold() {
         (1_000, 0, 0),
         "{counts:?}"
     );
+    assert_eq!(counts.turns, 1, "one read: {counts:?}");
     assert_eq!((tally.trips() - trips, tally.loads()), (3, 2));
 }
 
