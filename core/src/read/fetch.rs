@@ -421,11 +421,7 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
     fn bypass(&mut self) {
         self.accessor.counters.bypassed.add(self.asked.len() as u64);
         for position in 0..self.asked.len() {
-            match self.accessor.flights.join(self.asked.key(position)) {
-                // Only loads that haven't started: what becomes of another's fill would have to be asked of the store.
-                Some(ticket) if ticket.is_early() => self.followed.push((position, ticket)),
-                _ => self.miss(position, None),
-            }
+            self.miss(position, None);
         }
     }
 
@@ -627,7 +623,11 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
 
     /// Loads what was missed, in one call of the loader, and waits for the values.
     async fn load(&mut self) -> Result<(), LoadError<D::Error>> {
+        self.join_waiting_loads();
         let missed = std::mem::take(&mut self.missed);
+        if missed.is_empty() {
+            return Ok(());
+        }
         let leased = missed
             .iter()
             .filter_map(|missed| Some(missed.lease.as_ref()?.0));
@@ -645,6 +645,33 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
             self.asked.set(position, value);
         }
         Ok(())
+    }
+
+    /// Follows, for what was missed without a lease, the loads that others have waiting: while this call looked, a herd
+    /// of calls for the same key may have found no lease either.
+    fn join_waiting_loads(&mut self) {
+        let Self {
+            missed,
+            followed,
+            accessor,
+            asked,
+            misses,
+            ..
+        } = self;
+        missed.retain(|missed| {
+            let waiting = match missed.lease {
+                Some(_) => None,
+                None => accessor.flights.join_waiting(asked.key(missed.position)),
+            };
+            match waiting {
+                Some(ticket) => {
+                    *misses -= 1;
+                    followed.push((missed.position, ticket));
+                    false
+                }
+                None => true,
+            }
+        });
     }
 
     /// Waits for the loads of others. What can't be shared after all is looked up, or, the second time, loaded.

@@ -46,23 +46,31 @@ impl<D: Dataset> Default for Flights<D> {
 impl<D: Dataset> Flights<D> {
     /// Joins the load of this key, in the first or the third case.
     pub(crate) fn join(&self, key: &D::Key) -> Option<Ticket<D>> {
+        self.find(key, Load::join)
+    }
+
+    /// Joins the load of this key in the first case only: its value needs no fill to be right.
+    pub(crate) fn join_waiting(&self, key: &D::Key) -> Option<Ticket<D>> {
+        self.find(key, Load::join_waiting)
+    }
+
+    /// Joins the load of this key if it holds the lease that the caller's own look-up met: the second case.
+    pub(crate) fn join_by_token(&self, key: &D::Key, token: Token) -> Option<Ticket<D>> {
+        self.find(key, |load, index| load.join_by_token(index, token))
+    }
+
+    fn find(
+        &self,
+        key: &D::Key,
+        join: impl FnOnce(&Arc<Load<D>>, usize) -> Option<Ticket<D>>,
+    ) -> Option<Ticket<D>> {
         // A load that is registered right now is missed: the look-up that follows finds its lease.
         if self.count.load(Ordering::Relaxed) == 0 {
             return None;
         }
         let slots = self.lock();
         let Slot { load, index } = slots.get(key)?;
-        load.join(*index)
-    }
-
-    /// Joins the load of this key if it holds the lease that the caller's own look-up met: the second case.
-    pub(crate) fn join_by_token(&self, key: &D::Key, token: Token) -> Option<Ticket<D>> {
-        if self.count.load(Ordering::Relaxed) == 0 {
-            return None;
-        }
-        let slots = self.lock();
-        let Slot { load, index } = slots.get(key)?;
-        load.join_by_token(*index, token)
+        join(load, *index)
     }
 
     /// Makes a load known, and answers the loads it must wait for.
@@ -188,6 +196,12 @@ impl<D: Dataset> Load<D> {
         Some(self.ticket(&mut state, index, until))
     }
 
+    fn join_waiting(self: &Arc<Self>, index: usize) -> Option<Ticket<D>> {
+        let mut state = self.lock();
+        let waiting = state.phase == Phase::Queued;
+        waiting.then(|| self.ticket(&mut state, index, Phase::Loaded))
+    }
+
     fn join_by_token(self: &Arc<Self>, index: usize, token: Token) -> Option<Ticket<D>> {
         if self.tokens[index] != Some(token) {
             return None;
@@ -292,11 +306,6 @@ pub(crate) struct Ticket<D: Dataset> {
 }
 
 impl<D: Dataset> Ticket<D> {
-    /// Whether the load hadn't started when it was joined, so that its value needs no fill to be right.
-    pub(crate) fn is_early(&self) -> bool {
-        self.until == Phase::Loaded
-    }
-
     /// The key's value; `None` if it can't be shared after all, so that the reader must look for itself.
     pub(crate) async fn value(self) -> Option<Result<Option<D::Value>, LoadError<D::Error>>> {
         self.load.reached(self.until).await;

@@ -272,6 +272,26 @@ async fn without_a_store_one_load_runs_and_one_waits() {
     assert_eq!(shelf.loads(), 2);
 }
 
+/// The same when all of them were asking the store while nobody loaded yet.
+#[tokio::test(start_paused = true)]
+async fn a_herd_whose_look_ups_fail_together_shares_a_load() {
+    let shelf = Shelf::of([7]);
+    let (gate, cache) = gated(&shelf).await;
+    gate.set_down(true);
+    gate.answered_gets().close();
+    let herd: Vec<_> = (0..64).map(|_| reading(&cache, 7)).collect();
+    for _ in 0..64 {
+        gate.answered_gets().arrived().await;
+    }
+    gate.answered_gets().open();
+    for reader in herd {
+        assert_eq!(reader.await.unwrap().unwrap(), text(7));
+    }
+    assert!(shelf.loads() <= 2, "{} loads", shelf.loads());
+    let stats = &cache.stats().accessors[0];
+    assert_eq!(stats.misses + stats.shared, 64);
+}
+
 #[tokio::test(start_paused = true)]
 async fn trouble_with_the_store_is_never_the_callers_error() {
     let shelf = Shelf::of(0..100);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use larder_core::{
     Backend, BackendExt as _, BackendStats, Error, ErrorKind, Fill, FillOutcome, Found, GetOptions,
-    Keys, Lease, Lookup, Pool, Result, ServerCheck, Set, WriteOptions,
+    Keys, Lease, Pool, Result, ServerCheck, Set, WriteOptions,
 };
 use tokio::sync::Semaphore;
 
@@ -119,12 +119,9 @@ impl Backend for Gate {
     async fn get_each(&self, keys: &Keys, options: &GetOptions, found: Found<'_>) {
         let answers = match self.trouble(keys) {
             Some(trouble) => trouble,
-            None => {
-                let answers: Vec<Result<Lookup>> = self.inner.get_many(keys, options).await;
-                self.gets.pass().await;
-                answers
-            }
+            None => self.inner.get_many(keys, options).await,
         };
+        self.gets.pass().await;
         for (position, answer) in answers.into_iter().enumerate() {
             found(position, answer);
         }
