@@ -831,7 +831,7 @@ mod tests {
             connection, server, ..
         } = scene(64, None);
         let answered = look(&connection, 2_000, LATE);
-        let serving = tokio::spawn(async move {
+        let serving = Rt::new().spawn(async move {
             let mut lines = server;
             let mut line = String::new();
             while line != "mn\r\n" {
@@ -945,7 +945,7 @@ mod tests {
         for _ in 0..5 {
             tokio::time::advance(Duration::from_millis(900)).await;
             scene.say("x").await;
-            tokio::task::yield_now().await;
+            Rt::new().yield_now().await;
         }
         assert!(matches!(answered.await.unwrap(), Err(Failure::TimedOut)));
         assert_eq!(*scene.notes.0.lock().unwrap(), [false]);
