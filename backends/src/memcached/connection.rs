@@ -667,3 +667,326 @@ enum Taken {
 fn alarm(rt: Rt, at: Instant) -> Alarm {
     (at, Box::pin(async move { rt.sleep_until(at).await }))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use larder_core::{Lookup, Result};
+    use tokio::io::{
+        AsyncBufReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader, DuplexStream,
+    };
+    use tokio::sync::oneshot;
+    use tokio::task::JoinHandle;
+
+    use super::super::exchange::{Looks, Texts};
+    use super::super::protocol::LookFlags;
+    use super::*;
+
+    const SOON: Duration = Duration::from_millis(100);
+    const LATE: Duration = Duration::from_secs(600);
+
+    /// What a connection said of its server: each missed deadline, and whether there was silence.
+    #[derive(Clone, Debug, Default)]
+    struct Notes(Arc<Mutex<Vec<bool>>>);
+
+    impl Watch for Notes {
+        fn heard(&self) {}
+
+        fn missed(&self, silent: bool) {
+            self.0.lock().unwrap().push(silent);
+        }
+    }
+
+    /// A connection whose server is played by the test.
+    struct Scene {
+        connection: Connection,
+        server: BufReader<DuplexStream>,
+        task: JoinHandle<End>,
+        counters: Arc<Counters>,
+        notes: Notes,
+        writes: Arc<AtomicUsize>,
+    }
+
+    fn scene(buffer: usize, idle: Option<Duration>) -> Scene {
+        let (ours, theirs) = tokio::io::duplex(buffer);
+        let (reader, writer) = tokio::io::split(ours);
+        let writes = Arc::new(AtomicUsize::new(0));
+        let io = Io {
+            reader: Box::new(reader),
+            writer: Box::new(Counted(writer, Arc::clone(&writes))),
+        };
+        let greeted = Greeted {
+            version: "1.6.18".to_owned(),
+            item_size_max: 1 << 20,
+            maxconns: None,
+            parser: Parser::new(1 << 20),
+            input: BytesMut::new(),
+        };
+        let rt = Rt::new();
+        let (counters, notes) = (Arc::<Counters>::default(), Notes::default());
+        let setting = Setting {
+            rt,
+            server: "cache:11211".into(),
+            counters: Arc::clone(&counters),
+            watch: notes.clone(),
+            stall: Duration::from_secs(1),
+            idle,
+        };
+        let (connection, task) = connection(io, greeted, setting);
+        Scene {
+            connection,
+            server: BufReader::new(theirs),
+            task: rt.spawn(task.run()),
+            counters,
+            notes,
+            writes,
+        }
+    }
+
+    /// Counts how often something is written.
+    struct Counted<W>(W, Arc<AtomicUsize>);
+
+    impl<W: AsyncWrite + Unpin> AsyncWrite for Counted<W> {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<std::io::Result<usize>> {
+            self.1.fetch_add(1, Ordering::Relaxed);
+            Pin::new(&mut self.0).poll_write(cx, bytes)
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+            Pin::new(&mut self.0).poll_flush(cx)
+        }
+
+        fn poll_shutdown(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+        ) -> Poll<std::io::Result<()>> {
+            Pin::new(&mut self.0).poll_shutdown(cx)
+        }
+    }
+
+    type Looked = oneshot::Receiver<std::result::Result<Vec<Result<Lookup>>, Failure>>;
+
+    impl Scene {
+        /// Looks `key` up so many times in one exchange, without asking for a lease.
+        fn look(&self, count: usize, patience: Duration) -> Looked {
+            look(&self.connection, count, patience)
+        }
+
+        async fn line(&mut self) -> String {
+            let mut line = String::new();
+            self.server.read_line(&mut line).await.unwrap();
+            line.trim_end().to_owned()
+        }
+
+        async fn say(&mut self, text: &str) {
+            self.server
+                .get_mut()
+                .write_all(text.as_bytes())
+                .await
+                .unwrap();
+        }
+
+        fn violations(&self) -> u64 {
+            self.counters.protocol_violations.load(Ordering::Relaxed)
+        }
+    }
+
+    fn look(connection: &Connection, count: usize, patience: Duration) -> Looked {
+        let (answer, answered) = oneshot::channel();
+        connection
+            .submit(Limit::new(Rt::new(), patience), None, |output, opaque| {
+                let opaque = (count == 1).then_some(opaque);
+                for _ in 0..count {
+                    protocol::look(output, b"key", &LookFlags::new(None, false, opaque));
+                }
+                if opaque.is_none() {
+                    output.extend_from_slice(NOOP);
+                }
+                Expects::Looks(Looks {
+                    count,
+                    answers: Vec::new(),
+                    terms: None,
+                    leased: Texts::default(),
+                    opaque,
+                    answer: Some(answer),
+                })
+            })
+            .unwrap();
+        answered
+    }
+
+    fn is_miss(lookup: &Result<Lookup>) -> bool {
+        matches!(lookup, Ok(Lookup::Miss { lease: None }))
+    }
+
+    #[tokio::test]
+    async fn reads_while_it_writes() {
+        // A server that sends each answer before it reads the next request, through buffers that hold neither.
+        let Scene {
+            connection, server, ..
+        } = scene(64, None);
+        let answered = look(&connection, 2_000, LATE);
+        let serving = Rt::new().spawn(async move {
+            let mut lines = server;
+            let mut line = String::new();
+            while line != "mn\r\n" {
+                line.clear();
+                lines.read_line(&mut line).await.unwrap();
+                let answer = match line.as_str() {
+                    "mn\r\n" => "MN\r\n".to_owned(),
+                    _ => format!("VA 300 c7\r\n{}\r\n", "x".repeat(300)),
+                };
+                lines.get_mut().write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        let answers = answered.await.unwrap().unwrap();
+        assert_eq!(answers.len(), 2_000);
+        for answer in answers {
+            assert!(matches!(answer, Ok(Lookup::Hit { value, .. }) if value.len() == 300));
+        }
+        serving.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn requests_of_many_tasks_leave_in_one_write() {
+        let mut scene = scene(1 << 16, None);
+        for round in 1..=3 {
+            let callers: Vec<_> = (0..20).map(|_| scene.look(1, LATE)).collect();
+            let mut answers = String::new();
+            for _ in 0..20 {
+                let line = scene.line().await;
+                let (_, opaque) = line.split_once(" O").unwrap();
+                answers += &format!("EN O{opaque}\r\n");
+            }
+            scene.say(&answers).await;
+            for caller in callers {
+                assert!(is_miss(&caller.await.unwrap().unwrap()[0]));
+            }
+            assert_eq!(scene.writes.load(Ordering::Relaxed), round);
+        }
+    }
+
+    #[track_caller]
+    fn check_ended(scene: Scene, end: &End) {
+        assert!(
+            matches!(end, End::Lost(error) if error.kind() == ErrorKind::Protocol),
+            "{end:?}"
+        );
+        assert_eq!(scene.violations(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_reply_that_nobody_asked_for_ends_it() {
+        let mut scene = scene(1 << 10, None);
+        scene.say("EN\r\n").await;
+        let end = (&mut scene.task).await.unwrap();
+        check_ended(scene, &end);
+    }
+
+    #[tokio::test]
+    async fn a_reply_with_the_opaque_of_another_ends_it() {
+        let mut scene = scene(1 << 10, None);
+        let answered = scene.look(1, LATE);
+        scene.line().await;
+        scene.say("VA 5 c1 O999\r\nwrong\r\n").await;
+        assert!(matches!(answered.await.unwrap(), Err(Failure::Gone(_))));
+        let end = (&mut scene.task).await.unwrap();
+        check_ended(scene, &end);
+    }
+
+    #[tokio::test]
+    async fn a_batch_that_is_short_of_an_answer_hands_out_none() {
+        let mut scene = scene(1 << 10, None);
+        let answered = scene.look(3, LATE);
+        scene.say("VA 5 c1\r\nfirst\r\nEN\r\nMN\r\n").await;
+        assert!(matches!(answered.await.unwrap(), Err(Failure::Gone(_))));
+        let end = (&mut scene.task).await.unwrap();
+        check_ended(scene, &end);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deadline_ends_the_wait_and_not_the_connection() {
+        let mut scene = scene(1 << 10, None);
+        let start = Rt::new().now();
+        let answered = scene.look(1, SOON);
+        assert!(matches!(answered.await.unwrap(), Err(Failure::TimedOut)));
+        assert_eq!(start.elapsed(), SOON);
+        assert_eq!(*scene.notes.0.lock().unwrap(), [true]);
+        let late = scene.line().await;
+        let next = scene.look(1, SOON);
+        let opaque = |line: String| line.split_once(" O").unwrap().1.to_owned();
+        let answers = [opaque(late), opaque(scene.line().await)].map(|o| format!("EN O{o}\r\n"));
+        scene.say(&answers.concat()).await;
+        assert!(is_miss(&next.await.unwrap().unwrap()[0]));
+        assert_eq!(scene.violations(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_second_of_silence_ends_it() {
+        let mut scene = scene(1 << 10, None);
+        let start = Rt::new().now();
+        let answered = scene.look(1, LATE);
+        assert!(matches!(answered.await.unwrap(), Err(Failure::Gone(_))));
+        assert_eq!(start.elapsed(), Duration::from_secs(1));
+        assert_eq!(*scene.notes.0.lock().unwrap(), [true]);
+        assert!(matches!((&mut scene.task).await.unwrap(), End::Lost(_)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_answer_is_no_silence() {
+        let mut scene = scene(1 << 10, None);
+        let answered = scene.look(2, Duration::from_secs(3));
+        scene.say("VA 10 c1\r\n").await;
+        for _ in 0..5 {
+            tokio::time::advance(Duration::from_millis(900)).await;
+            scene.say("x").await;
+            Rt::new().yield_now().await;
+        }
+        assert!(matches!(answered.await.unwrap(), Err(Failure::TimedOut)));
+        assert_eq!(*scene.notes.0.lock().unwrap(), [false]);
+        assert!(!scene.task.is_finished());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_one_ends_once_no_lease_of_it_can_stand() {
+        let minute = Duration::from_secs(60);
+        for (lease, expected) in [(None, minute), (Some(minute * 3), minute * 3 + SOON)] {
+            let mut scene = scene(1 << 10, Some(minute));
+            let start = Rt::new().now();
+            let limit = Limit {
+                lease,
+                ..Limit::new(Rt::new(), SOON)
+            };
+            let (answer, answered) = oneshot::channel();
+            scene
+                .connection
+                .submit(limit, None, |output, _| {
+                    output.extend_from_slice(NOOP);
+                    Expects::Noop(Some(answer))
+                })
+                .unwrap();
+            assert_eq!(scene.line().await, "mn");
+            scene.say("MN\r\n").await;
+            answered.await.unwrap().unwrap();
+            assert!(matches!((&mut scene.task).await.unwrap(), End::Closed));
+            assert_eq!(start.elapsed(), expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn dropped_it_answers_what_is_under_way_and_ends() {
+        let mut scene = scene(1 << 10, None);
+        let answered = scene.look(1, LATE);
+        let line = scene.line().await;
+        scene.connection.drain();
+        let (_, opaque) = line.split_once(" O").unwrap();
+        scene.say(&format!("EN O{opaque}\r\n")).await;
+        assert!(is_miss(&answered.await.unwrap().unwrap()[0]));
+        assert!(matches!((&mut scene.task).await.unwrap(), End::Closed));
+    }
+}

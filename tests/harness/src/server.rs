@@ -128,6 +128,30 @@ impl MemcachedServer {
     /// Stops it (SIGSTOP): the kernel still accepts connections for it, and nothing is answered.
     pub fn stop(&self) {
         self.signal("-STOP");
+        // The signal is only on its way: each thread runs on until the kernel gets hold of it.
+        let start = Instant::now();
+        while !self.is_stopped() {
+            assert!(
+                start.elapsed() < PATIENCE,
+                "memcached {} didn't stop",
+                self.pid()
+            );
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Whether every thread of it is stopped; where there is no `/proc` to tell, nothing says otherwise.
+    fn is_stopped(&self) -> bool {
+        let Ok(threads) = std::fs::read_dir(format!("/proc/{}/task", self.pid())) else {
+            return true;
+        };
+        threads.flatten().all(|thread| {
+            // `pid (name) state …`
+            let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+            stat.rsplit(')')
+                .next()
+                .is_some_and(|rest| rest.starts_with(" T"))
+        })
     }
 
     /// Lets it go on (SIGCONT).

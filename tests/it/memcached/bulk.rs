@@ -18,7 +18,8 @@ async fn stores_and_reads_many(listen: Listen, form: BulkForm) {
     let server = MemcachedServer::start(listen, &["-m", "512"]);
     let mut config = config(&server);
     config.bulk = form;
-    let memcached = Memcached::new(config, Rt::new()).unwrap();
+    let memcached = Arc::new(Memcached::new(config, Rt::new()).unwrap());
+    let under_way = Watched::start(&memcached);
     let keys = numbered("many", MANY);
     let values = (0..MANY).map(|number| Set::new(format!("value of {number:0100}")));
     let stored = memcached
@@ -36,6 +37,39 @@ async fn stores_and_reads_many(listen: Listen, form: BulkForm) {
     let gone = memcached.delete_many(&keys, &WriteOptions::default()).await;
     assert!(gone.iter().all(Result::is_ok));
     assert_eq!(memcached.stats().servers[0].protocol_violations, 0);
+    // Of about 800 exchanges of 256 keys each.
+    let most = under_way.most().await;
+    assert!(
+        (2..=40).contains(&most),
+        "{most} exchanges under way at once"
+    );
+}
+
+/// How many exchanges are under way at once, while it watches.
+struct Watched {
+    ended: Arc<AtomicBool>,
+    watching: tokio::task::JoinHandle<u64>,
+}
+
+impl Watched {
+    fn start(memcached: &Arc<Memcached>) -> Self {
+        let ended = Arc::new(AtomicBool::new(false));
+        let (memcached, end) = (Arc::clone(memcached), Arc::clone(&ended));
+        let watching = tokio::spawn(async move {
+            let mut most = 0;
+            while !end.load(Ordering::Relaxed) {
+                most = memcached.stats().servers[0].in_flight.max(most);
+                tokio::task::yield_now().await;
+            }
+            most
+        });
+        Self { ended, watching }
+    }
+
+    async fn most(self) -> u64 {
+        self.ended.store(true, Ordering::Relaxed);
+        self.watching.await.unwrap()
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
