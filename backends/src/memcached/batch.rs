@@ -49,6 +49,9 @@ const ITEM_HEADER: usize = 128;
 /// Above 30 days the server reads seconds as a date.
 const LONGEST_RELATIVE: u64 = 30 * 24 * 60 * 60;
 
+/// The server's dates end in January 2038: it reads them into 32 bits with a sign, and takes a later one for the past.
+const LAST_DATE: u64 = i32::MAX as u64;
+
 /// Some keys of a batch, all of one server.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Part<'a> {
@@ -843,9 +846,12 @@ impl<'a> Write<'a> {
             return seconds;
         }
         let now = self.wall.duration_since(SystemTime::UNIX_EPOCH);
-        // The server's dates end in 2106.
-        let date = now.map_or(0, |now| now.as_secs()).saturating_add(seconds);
-        date.min(u64::from(u32::MAX))
+        let now = now.map_or(0, |now| now.as_secs());
+        match LAST_DATE.saturating_sub(now) {
+            // So close to the last date, 30 days from now are the longest that can be said.
+            ..=LONGEST_RELATIVE => LONGEST_RELATIVE,
+            left => now + seconds.min(left),
+        }
     }
 }
 
