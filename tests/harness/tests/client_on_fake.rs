@@ -11,7 +11,7 @@ use std::time::Duration;
 use larder_backends::memcached::{Memcached, MemcachedConfig};
 use larder_core::{
     Backend as _, BackendExt as _, ErrorKind, Fill, FillOutcome, GetOptions, Keys, Lease, Lookup,
-    Lost, Result, Set, WriteOptions,
+    Lost, Result, Rt, Set, WriteOptions,
 };
 use larder_harness::fake::{Dials, Fake, Request, Settings, Step};
 use tokio::task::JoinHandle;
@@ -476,4 +476,144 @@ async fn a_server_that_cannot_serve_is_refused_with_the_reason() {
         assert_eq!(error.kind(), kind, "{error}");
         assert!(error.to_string().contains(words), "{error}");
     }
+}
+
+/// The answer has come, and its caller leaves without a look at it.
+#[tokio::test(start_paused = true)]
+async fn leases_that_came_for_a_caller_who_left_are_given_back() {
+    for count in [1, 10, 300, 2_000] {
+        let fake = Fake::new();
+        let client = client(&fake);
+        let mut keys = Keys::new();
+        for number in 0..count {
+            keys.push_raw(&format!("key:{number}")).unwrap();
+        }
+        // Both connections are up, so that the first poll sends everything.
+        client.get_many(&keys, &GetOptions::look()).await;
+        until_up(&client).await;
+        {
+            let options = asking();
+            let mut call = pin!(client.get_many(&keys, &options));
+            assert!(poll_once(call.as_mut()).await.is_none());
+            while fake.peek(&format!("key:{}", count - 1)).is_none()
+                || client.stats().servers[0].in_flight > 0
+            {
+                sleep(Duration::from_millis(1)).await;
+            }
+        }
+        for number in [0, count / 2, count - 1] {
+            let key = format!("key:{number}");
+            while fake.peek(&key).is_some() {
+                sleep(Duration::from_millis(1)).await;
+            }
+            win(&client, &key).await;
+        }
+    }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
+/// A client that isn't bound to one runtime, and its server.
+fn of_any_runtime() -> (Fake, Arc<Memcached>) {
+    let fake = Fake::with_rt(Settings::default(), Rt::new());
+    let client = client(&fake);
+    (fake, client)
+}
+
+#[test]
+fn a_dial_that_ends_with_its_runtime_leaves_the_next_to_another() {
+    let (fake, client) = of_any_runtime();
+    fake.set_dials(Dials::Ignored);
+    runtime().block_on(async {
+        let options = GetOptions::look();
+        let mut call = pin!(client.get("key", &options));
+        assert!(poll_once(call.as_mut()).await.is_none());
+        tokio::task::yield_now().await;
+    });
+    fake.set_dials(Dials::Accepted);
+    runtime().block_on(check_usable(&client, "key"));
+}
+
+#[test]
+fn a_server_that_was_down_when_its_runtime_ended_is_found_up_by_the_next() {
+    let (fake, client) = of_any_runtime();
+    for is_checked in [false, true] {
+        fake.set_dials(Dials::Ignored);
+        fake.cut_all();
+        runtime().block_on(async {
+            while client.stats().servers[0].state != "down" {
+                assert!(client.get("key", &GetOptions::look()).await.is_err());
+                sleep(Duration::from_millis(10)).await;
+            }
+        });
+        fake.set_dials(Dials::Accepted);
+        runtime().block_on(async {
+            if is_checked {
+                assert!(client.check().await[0].answer.is_ok());
+                assert_eq!(client.stats().servers[0].state, "up");
+                assert_eq!(client.stats().servers[0].last_error, None);
+            }
+            check_usable(&client, "key").await;
+        });
+    }
+}
+
+#[test]
+fn a_connection_whose_runtime_ended_is_no_obstacle_to_a_check() {
+    let (_fake, client) = of_any_runtime();
+    runtime().block_on(check_usable(&client, "key"));
+    runtime().block_on(async {
+        assert!(client.check().await[0].answer.is_ok());
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn durations_beyond_all_clocks_are_long_ones() {
+    let fake = Fake::new();
+    let client = client(&fake);
+    let mut keys = Keys::new();
+    for number in 0..100 {
+        keys.push_raw(&format!("key:{number}")).unwrap();
+    }
+    let options = GetOptions::lease(Duration::MAX);
+    for found in client.get_many(&keys, &options).await {
+        assert!(matches!(found, Ok(Lookup::Miss { lease: Some(_) })));
+    }
+    let lease = match client.get("key", &options).await {
+        Ok(Lookup::Miss { lease: Some(lease) }) => lease,
+        other => panic!("it should be won, and is {other:?}"),
+    };
+    assert_eq!(fill(&client, "key", lease, "value").await.unwrap(), STORED);
+    client.close(Duration::MAX).await;
+    assert!(client.get("key", &GetOptions::look()).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_delete_of_many_keys_is_waited_for_longer() {
+    let fake = Fake::new();
+    let mut config = MemcachedConfig::new(["cache"]);
+    config.stall = Duration::from_secs(60);
+    let client = Memcached::with_transport(config, fake.rt(), fake.transport()).unwrap();
+    let mut keys = Keys::new();
+    for number in 0..2_000 {
+        keys.push_raw(&format!("key:{number}")).unwrap();
+    }
+    client.get_many(&keys, &GetOptions::look()).await;
+    fake.stop();
+    let before = Instant::now();
+    for deleted in client.delete_many(&keys, &WriteOptions::default()).await {
+        assert_eq!(deleted.unwrap_err().kind(), ErrorKind::Timeout);
+    }
+    // 1 s, and 1 ms for every 20 keys and every 64 KiB.
+    let (least, most) = (Duration::from_millis(1_100), Duration::from_millis(1_110));
+    assert!(
+        (least..most).contains(&before.elapsed()),
+        "{:?}",
+        before.elapsed()
+    );
 }

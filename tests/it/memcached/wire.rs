@@ -247,6 +247,9 @@ async fn leases_are_refused_through_a_declared_proxy() {
     let memcached = Memcached::new(config, Rt::new()).unwrap();
     let error = memcached.get("key", &asking()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
+    let lease = won(client(&server).get("other", &asking()).await);
+    let filled = memcached.fill("other", Fill::new(lease, "x")).await;
+    assert_eq!(filled.unwrap_err().kind(), ErrorKind::Unsupported);
     memcached.set_immutable("key", Set::new("x")).await.unwrap();
     let found = memcached.get("key", &GetOptions::look()).await;
     assert!(matches!(found, Ok(Lookup::Hit { .. })));
