@@ -288,6 +288,17 @@ async fn refresh_loads_again_and_replaces_the_entry() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_refresh_that_fails_leaves_the_entry() {
+    let shelf = Shelf::of([7]);
+    let (cache, tally) = cache(&shelf).await.tallied();
+    get::<Row>(&cache, &7).await.unwrap();
+    shelf.fail();
+    assert!(refresh::<Row>(&cache, &7).await.is_err());
+    tally.settled().await;
+    assert_eq!(get::<Row>(&cache, &7).await.unwrap(), text(7));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_refresh_that_a_flush_overtakes_stores_nothing() {
     let shelf = Shelf::of([7]);
     let cache = cache(&shelf).await;
