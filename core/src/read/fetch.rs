@@ -369,6 +369,7 @@ struct Fetch<'f, D: Dataset, A: Asked<D>> {
     absent: u64,
     misses: u64,
     shared: u64,
+    bytes: u64,
 }
 
 /// A key to be loaded: which distinct key it is, and the lease with its wire key, if its value may be stored.
@@ -398,6 +399,7 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
             absent: 0,
             misses: 0,
             shared: 0,
+            bytes: 0,
         }
     }
 
@@ -593,6 +595,7 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
     fn sort_hit(&mut self, key: Key<'_>, index: usize, entry: &[u8], token: Token) {
         let position = self.positions[index];
         let now = self.now();
+        self.bytes += entry.len() as u64;
         match self.accessor.open(key, entry, now) {
             Opened::Value(value) => {
                 self.hits += 1;
@@ -759,6 +762,7 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
             (&counters.absent, self.absent),
             (&counters.misses, self.misses),
             (&counters.shared, self.shared),
+            (&counters.read_bytes, self.bytes),
         ] {
             if count > 0 {
                 counter.add(count);

@@ -297,6 +297,7 @@ impl<D: Dataset> Running<D> {
                     &mut entries,
                 )
             {
+                counters.filled_bytes.add(entries.len() as u64);
                 let fill = Fill::new(lease, entries.split().freeze()).ttl(ttl.map(jittered));
                 fills.fill.push((position, fill));
             } else {

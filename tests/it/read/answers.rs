@@ -382,6 +382,8 @@ async fn a_tally_counts_only_its_own_clone() {
         (stats.keys, stats.hits, stats.misses, stats.trips),
         (16, 6, 10, 4)
     );
+    // Ten entries of eighteen bytes of envelope, one of length and five of text; six were read.
+    assert_eq!((stats.filled_bytes, stats.read_bytes), (240, 144));
 }
 
 dataset!(Other = "row", Lifetime::Ttl(HOUR));
