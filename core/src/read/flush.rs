@@ -13,8 +13,8 @@ const CHUNK: usize = 10_000;
 impl<S: Source> Cache<S> {
     /// Deletes the entries of these keys, and voids their leases: call it after the write was committed.
     ///
-    /// Once it has answered `Ok`, every read that begins later sees the write, in every process. The deletes run in a
-    /// task of their own, which goes on if the caller is dropped; a caller that may be dropped between commit and
+    /// Once it has answered `Ok`, every read that begins later sees the write, in every process that has the same prefix
+    /// and servers. The deletes run in a task of their own, which goes on if the caller is dropped; a caller that may be dropped between commit and
     /// flush, as a request handler may, runs both in one spawned task. One exchange per server and 10,000 keys.
     ///
     /// # Errors
