@@ -74,10 +74,12 @@ async fn a_page_of_1000_is_one_exchange_warm_and_a_read_and_a_fill_cold() {
     let table = Table::of(1_000);
     let cache = cache(&table, &proxy.address(), true).await.unwrap();
     let (cache, tally) = cache.tallied();
-    get::<Messages>(&cache, &5_000).await.unwrap(); // connects
+    get_many::<Messages>(&cache, 5_000..5_100).await.unwrap(); // connects
     tally.settled().await;
     let trips = tally.trips();
 
+    // Whoever waits for an answer before it goes on is seen to take another turn.
+    proxy.delay_replies(Duration::from_millis(50));
     proxy.reset_counts();
     let cold = get_many::<Messages>(&cache, 0..1_000).await.unwrap();
     assert_eq!(cold.into_found().len(), 1_000);
@@ -88,6 +90,7 @@ async fn a_page_of_1000_is_one_exchange_warm_and_a_read_and_a_fill_cold() {
         (1_000, 1_000),
         "{counts:?}"
     );
+    assert_eq!(counts.turns, 2, "a read and a fill: {counts:?}");
     assert_eq!((tally.trips() - trips, tally.loads()), (2, 2));
 
     proxy.reset_counts();
@@ -99,6 +102,7 @@ async fn a_page_of_1000_is_one_exchange_warm_and_a_read_and_a_fill_cold() {
         (1_000, 0, 0),
         "{counts:?}"
     );
+    assert_eq!(counts.turns, 1, "one read: {counts:?}");
     assert_eq!((tally.trips() - trips, tally.loads()), (3, 2));
 }
 
@@ -208,4 +212,50 @@ async fn a_server_that_is_required_at_start_and_missing_fails_the_build() {
             .starts_with(&format!("memcached {}", server.address())),
         "{error}"
     );
+}
+
+enum Facts {}
+
+impl Dataset for Facts {
+    const NAME: &'static str = "fact";
+    const LIFETIME: Lifetime = Lifetime::Immutable;
+    type Source = Table;
+    type Key = u64;
+    type Value = String;
+    type Form = Plain;
+    type Error = Infallible;
+
+    async fn load(table: &mut Table, ids: Vec<u64>) -> Result<Rows<Self>, Infallible> {
+        Messages::load(table, ids).await
+    }
+}
+
+/// Behind a proxy that redials for us no lease can be trusted.
+#[tokio::test]
+async fn behind_a_redialling_proxy_only_immutable_data_is_cached() {
+    let server = MemcachedServer::start(Listen::Tcp, &[]);
+    let url = format!(
+        "memcached://{}?via_proxy=true&prefix=v1&timeout=10s&connect_timeout=10s",
+        server.address()
+    );
+    let builder = || {
+        let config = Config::new(&url).unwrap();
+        Cache::builder(Table::of(10)).config(config)
+    };
+    let error = builder().register::<Messages>().build().await.unwrap_err();
+    assert!(error.to_string().contains("via_proxy"), "{error}");
+
+    let cache = builder().register::<Facts>().build().await.unwrap();
+    let (cache, tally) = cache.tallied();
+    for loads in [1, 1] {
+        let facts = get_many::<Facts>(&cache, 0..10).await.unwrap();
+        assert_eq!(facts.into_found().len(), 10);
+        tally.settled().await;
+        assert_eq!(tally.loads(), loads);
+    }
+    // Unregistered, what may change is read past the cache.
+    for _ in 0..2 {
+        assert!(get::<Messages>(&cache, &7).await.unwrap().is_some());
+    }
+    assert_eq!(tally.loads(), 3);
 }

@@ -18,6 +18,7 @@ pub(crate) struct Gate {
     inner: Arc<dyn Backend>,
     down: AtomicBool,
     gets: Barrier,
+    delivered: Barrier,
     replies: Barrier,
     after_fill: Mutex<Option<BoxFuture>>,
 }
@@ -69,6 +70,7 @@ impl Gate {
             inner,
             down: AtomicBool::new(false),
             gets: Barrier::new(),
+            delivered: Barrier::new(),
             replies: Barrier::new(),
             after_fill: Mutex::default(),
         })
@@ -82,6 +84,11 @@ impl Gate {
     /// Look-ups that were executed wait here with their answers.
     pub(crate) fn answered_gets(&self) -> &Barrier {
         &self.gets
+    }
+
+    /// Look-ups that have handed all answers over wait here before they end.
+    pub(crate) fn delivered_gets(&self) -> &Barrier {
+        &self.delivered
     }
 
     /// Fills that were executed wait here with their answers.
@@ -125,6 +132,7 @@ impl Backend for Gate {
         for (position, answer) in answers.into_iter().enumerate() {
             found(position, answer);
         }
+        self.delivered.pass().await;
     }
 
     async fn fill_many(
