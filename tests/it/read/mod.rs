@@ -5,4 +5,6 @@ mod entries;
 mod flights;
 mod gate;
 mod limits;
+mod shapes;
 mod shelf;
+mod stopping;
