@@ -5,6 +5,9 @@ mod entries;
 mod flights;
 mod gate;
 mod limits;
+#[cfg(feature = "metrics")]
+mod metrics;
+mod observed;
 mod shapes;
 mod shelf;
 mod stopping;
