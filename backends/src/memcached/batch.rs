@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use super::config::BulkForm;
 use super::connection::{Connection, Limit, WINDOW};
 use super::exchange::{
-    Answer, Classic, Expects, Failure, Looks, Terms, Texts, Writes, Written, whole_seconds,
+    Answer, Classic, Expects, Failure, Looks, Orphan, Terms, Texts, Writes, Written, whole_seconds,
 };
 use super::protocol::{self, CLASSIC, LookFlags, NOOP, Quiet};
 use super::server::{Lane, Server};
@@ -48,6 +48,9 @@ const ITEM_HEADER: usize = 128;
 
 /// Above 30 days the server reads seconds as a date.
 const LONGEST_RELATIVE: u64 = 30 * 24 * 60 * 60;
+
+/// The server's dates end in January 2038: it reads them into 32 bits with a sign, and takes a later one for the past.
+const LAST_DATE: u64 = i32::MAX as u64;
 
 /// Some keys of a batch, all of one server.
 #[derive(Clone, Copy, Debug)]
@@ -109,21 +112,76 @@ type Answers<T> = std::result::Result<Vec<T>, Failure>;
 type Looked = Answers<Result<Lookup>>;
 
 /// The exchanges of a part, in order, with where their answers will be.
-type Submitted<T> = SmallVec<[(Range<usize>, Receiving<T>); 1]>;
+type Submitted<'a, A> = SmallVec<[(Range<usize>, Receiving<'a, A>); 1]>;
 
 /// Where an exchange's answer will be, or why there is none.
-type Receiving<T> = std::result::Result<oneshot::Receiver<Answers<T>>, Failure>;
+type Receiving<'a, A> = std::result::Result<Awaited<'a, A>, Failure>;
+
+/// What exchanges are made of.
+trait Ask: Sync {
+    /// What each of its keys is answered.
+    type Answer: Send;
+
+    /// Appends the commands for these keys of the part, and says what they expect.
+    fn append(
+        &self,
+        output: &mut Vec<u8>,
+        opaque: u32,
+        range: Range<usize>,
+        answer: Answer<Self::Answer>,
+    ) -> Expects;
+
+    /// What has to be given back if this answer finds nobody.
+    fn orphans(&self, range: Range<usize>, answers: Vec<Self::Answer>) -> Orphans;
+}
+
+/// Leases of one connection, and its number.
+type Orphans = Option<(u64, Vec<Orphan>)>;
+
+/// The answer of an exchange, which may have come before its caller looks. Whoever leaves it behind gives back what was
+/// won with it; if it comes later still, the connection does.
+struct Awaited<'a, A: Ask> {
+    server: &'a Server,
+    ask: &'a A,
+    range: Range<usize>,
+    answered: oneshot::Receiver<Answers<A::Answer>>,
+}
+
+impl<A: Ask> Awaited<'_, A> {
+    /// Waits for the answer, which always comes: the connection minds the deadline.
+    async fn answer(&mut self) -> Answers<A::Answer> {
+        match (&mut self.answered).await {
+            Ok(answer) => answer,
+            Err(_) => Err(Failure::Gone(self.server.last_error())),
+        }
+    }
+}
+
+impl<A: Ask> Drop for Awaited<'_, A> {
+    fn drop(&mut self) {
+        // Once closed, either the answer is here or the connection notices that nobody takes it.
+        self.answered.close();
+        let Ok(Ok(answers)) = self.answered.try_recv() else {
+            return;
+        };
+        if let Some((origin, orphans)) = self.ask.orphans(self.range.clone(), answers)
+            && let Some(connection) = self.server.connection_of(origin)
+        {
+            connection.release(&orphans, self.server.rt);
+        }
+    }
+}
 
 impl Server {
     /// Submits chunk after chunk, waiting for room in between.
-    async fn submit_all<T: Send>(
-        &self,
+    async fn submit_all<'a, A: Ask>(
+        &'a self,
         through: Through,
         limit: Limit,
         (keys, trips): (usize, &Trips),
         chunks: impl Iterator<Item = Chunk> + Send,
-        append: impl Fn(&mut Vec<u8>, u32, Range<usize>, Answer<T>) -> Expects + Send,
-    ) -> Submitted<T> {
+        ask: &'a A,
+    ) -> Submitted<'a, A> {
         let mut connection = match &through {
             Through::Only(connection) => Ok(Arc::clone(connection)),
             Through::Lane(lane) => self.connected(*lane).await.map_err(Failure::Gone),
@@ -150,13 +208,10 @@ impl Server {
                         }
                     },
                 };
-                let (answer, receiver) = oneshot::channel();
-                let result = open.submit(limit, room, |output, opaque| {
-                    append(output, opaque, range.clone(), answer)
-                });
+                let result = self.ask(open, limit, room, range.clone(), ask);
                 connection = match (result, &through) {
-                    (Ok(()), _) => {
-                        answered = Ok(receiver);
+                    (Ok(awaited), _) => {
+                        answered = Ok(awaited);
                         break;
                     }
                     (Err(_), Through::Lane(lane)) if submitted.is_empty() && attempt < 2 => {
@@ -175,34 +230,37 @@ impl Server {
     }
 
     /// Submits a part that is one exchange at once, if its connection is there to take it.
-    fn submit<T>(
-        &self,
+    fn submit<'a, A: Ask>(
+        &'a self,
         connection: Option<Arc<Connection>>,
         limit: Limit,
         (keys, trips): (usize, &Trips),
-        append: impl FnOnce(&mut Vec<u8>, u32, Range<usize>, Answer<T>) -> Expects,
-    ) -> Option<oneshot::Receiver<Answers<T>>> {
-        let (answer, answered) = oneshot::channel();
-        connection?
-            .submit(limit, None, |output, opaque| {
-                append(output, opaque, 0..keys, answer)
-            })
-            .ok()?;
+        ask: &'a A,
+    ) -> Option<Awaited<'a, A>> {
+        let awaited = self.ask(&*connection?, limit, None, 0..keys, ask).ok()?;
         self.count_trip(keys, trips);
-        Some(answered)
+        Some(awaited)
     }
 
-    /// Waits for the answer of an exchange, if it was submitted.
-    async fn received<T>(&self, receiving: Receiving<T>) -> Answers<T> {
-        self.answer(receiving?).await
-    }
-
-    /// Waits for the answer of an exchange, which always comes: the connection minds the deadline.
-    async fn answer<T>(&self, answered: oneshot::Receiver<Answers<T>>) -> Answers<T> {
-        match answered.await {
-            Ok(answer) => answer,
-            Err(_) => Err(Failure::Gone(self.last_error())),
-        }
+    /// Submits one exchange; fails if the connection has ended.
+    fn ask<'a, A: Ask>(
+        &'a self,
+        connection: &Connection,
+        limit: Limit,
+        room: Option<OwnedSemaphorePermit>,
+        range: Range<usize>,
+        ask: &'a A,
+    ) -> Result<Awaited<'a, A>> {
+        let (answer, answered) = oneshot::channel();
+        connection.submit(limit, room, |output, opaque| {
+            ask.append(output, opaque, range.clone(), answer)
+        })?;
+        Ok(Awaited {
+            server: self,
+            ask,
+            range,
+            answered,
+        })
     }
 
     /// Waits for room for so many bytes, until the deadline.
@@ -222,11 +280,11 @@ impl Server {
         self.rt.timeout(left, room).await?.ok()
     }
 
-    /// How long a look-up or a store of so many keys and bytes may take.
-    fn patience(&self, keys: usize, bytes: usize) -> Duration {
+    /// How long a call of so many keys and bytes may take, if a small one may take so long.
+    fn patience(&self, small: Duration, keys: usize, bytes: usize) -> Duration {
         let for_keys = if keys > SMALL { keys / 20 } else { 0 };
         let more = for_keys + bytes / (64 << 10);
-        self.config.timeout + Duration::from_millis(more as u64)
+        small + Duration::from_millis(more as u64)
     }
 
     /// The error of an exchange that has no answer.
@@ -286,12 +344,9 @@ impl Server {
         let lane = self.lane_of(part.key(0));
         let limit = self.look_limit(part.len(), options);
         let trip = (part.len(), &options.trips);
-        let append = |output: &mut Vec<u8>, opaque, range, answer| {
-            look.append(output, opaque, range, answer)
-        };
-        match self.submit(self.live(lane), limit, trip, append) {
-            Some(answered) => {
-                let answer = self.answer(answered).await;
+        match self.submit(self.live(lane), limit, trip, &look) {
+            Some(mut awaited) => {
+                let answer = awaited.answer().await;
                 self.looked(0..part.len(), answer, limit, |index, answer| {
                     found(part.position(index), answer);
                 });
@@ -304,11 +359,8 @@ impl Server {
         let count = look.part.len();
         let limit = self.look_limit(count, options);
         let trip = (count, &options.trips);
-        let append = |output: &mut Vec<u8>, opaque, range, answer| {
-            look.append(output, opaque, range, answer)
-        };
         let submitted = self
-            .submit_all(Through::Lane(lane), limit, trip, look_chunks(count), append)
+            .submit_all(Through::Lane(lane), limit, trip, look_chunks(count), look)
             .await;
         self.look_on(submitted, limit, |index, answer| {
             found(look.part.position(index), answer);
@@ -320,13 +372,15 @@ impl Server {
     async fn look_classic(&self, look: &Look<'_>, options: &GetOptions, found: Found<'_>) {
         let count = look.part.len();
         let limit = self.look_limit(count, options);
+        let trip = (count, &options.trips);
+        let lines = Lines(look);
         let submitted = self
             .submit_all(
                 Through::Lane(Lane::Bulk),
                 limit,
-                (count, &options.trips),
+                trip,
                 look_chunks(count),
-                |output, _, range, answer| look.append_lines(output, range, answer),
+                &lines,
             )
             .await;
         let mut absent: Vec<u32> = Vec::new();
@@ -353,15 +407,18 @@ impl Server {
     }
 
     /// Hands over what the exchanges of a part are answered, one after the other as they come.
-    async fn look_on(
+    async fn look_on<A: Ask<Answer = Result<Lookup>>>(
         &self,
-        submitted: Submitted<Result<Lookup>>,
+        submitted: Submitted<'_, A>,
         limit: Limit,
         mut found: impl FnMut(usize, Result<Lookup>) + Send,
     ) {
         let mut turn = self.rt.turn();
         for (range, receiving) in submitted {
-            let answer = self.received(receiving).await;
+            let answer = match receiving {
+                Ok(mut awaited) => awaited.answer().await,
+                Err(failure) => Err(failure),
+            };
             self.looked(range, answer, limit, &mut found);
             turn.over().await;
         }
@@ -370,7 +427,7 @@ impl Server {
     fn look_limit(&self, keys: usize, options: &GetOptions) -> Limit {
         Limit {
             lease: options.lease,
-            ..Limit::new(self.rt, self.patience(keys, 0))
+            ..Limit::new(self.rt, self.patience(self.config.timeout, keys, 0))
         }
     }
 
@@ -398,8 +455,9 @@ impl Server {
     }
 }
 
-impl Look<'_> {
-    /// Appends the commands for these keys of the part, and says what they expect.
+impl Ask for Look<'_> {
+    type Answer = Result<Lookup>;
+
     fn append(
         &self,
         output: &mut Vec<u8>,
@@ -444,14 +502,37 @@ impl Look<'_> {
         })
     }
 
-    /// The same as classic lines, which ask for no lease.
-    fn append_lines(
+    fn orphans(&self, range: Range<usize>, answers: Vec<Self::Answer>) -> Orphans {
+        let mut origin = None;
+        let mut orphans = Vec::new();
+        for (index, answer) in range.zip(answers) {
+            if let Ok(Lookup::Miss { lease: Some(lease) }) = answer {
+                origin = Some(lease.token.origin);
+                orphans.push(Orphan {
+                    key: self.part.key(index).to_owned(),
+                    cas: lease.token.token[0],
+                });
+            }
+        }
+        Some((origin?, orphans))
+    }
+}
+
+/// A look-up as classic lines, which ask for no lease.
+struct Lines<'a>(&'a Look<'a>);
+
+impl Ask for Lines<'_> {
+    type Answer = Result<Lookup>;
+
+    fn append(
         &self,
         output: &mut Vec<u8>,
+        _opaque: u32,
         range: Range<usize>,
         answer: Answer<Result<Lookup>>,
     ) -> Expects {
-        let mut keys = Texts::with_capacity(range.len(), self.part.key(range.start).len() + 4);
+        let Look { part, terms, .. } = self.0;
+        let mut keys = Texts::with_capacity(range.len(), part.key(range.start).len() + 4);
         let mut lines = Vec::new();
         let mut start = output.len();
         let mut in_line = 0;
@@ -465,15 +546,19 @@ impl Look<'_> {
                 start = output.len();
                 output.extend_from_slice(CLASSIC);
             }
-            let key = self.part.key(index);
+            let key = part.key(index);
             protocol::classic_key(output, key);
             keys.push(key);
             in_line += 1;
         }
         output.extend_from_slice(b"\r\n");
         lines.push(in_line);
-        let length = self.terms.map_or(0, |terms| terms.length);
+        let length = terms.map_or(0, |terms| terms.length);
         Expects::Classic(Box::new(Classic::new(keys, lines, length, answer)))
+    }
+
+    fn orphans(&self, _: Range<usize>, _: Vec<Self::Answer>) -> Orphans {
+        None
     }
 }
 
@@ -516,12 +601,9 @@ impl Server {
             None => self.live(self.lane_of(part.key(0))),
         };
         let limit = self.write_limit(&write);
-        let append = |output: &mut Vec<u8>, opaque, range, answer| {
-            write.append(output, opaque, range, answer)
-        };
-        match self.submit(connection, limit, (part.len(), trips), append) {
-            Some(answered) => {
-                let answer = self.answer(answered).await;
+        match self.submit(connection, limit, (part.len(), trips), &write) {
+            Some(mut awaited) => {
+                let answer = awaited.answer().await;
                 let mut outcomes = Vec::with_capacity(part.len());
                 self.written(&write, 0..part.len(), answer, limit, &mut outcomes);
                 outcomes
@@ -588,16 +670,17 @@ impl Server {
             None => Through::Lane(Lane::Bulk),
         };
         let limit = self.write_limit(write);
-        let append = |output: &mut Vec<u8>, opaque, range, answer| {
-            write.append(output, opaque, range, answer)
-        };
         let submitted = self
-            .submit_all(through, limit, (count, trips), write.chunks(), append)
+            .submit_all(through, limit, (count, trips), write.chunks(), write)
             .await;
         // The last is answered last: waiting for it first, the caller is woken once.
         let mut answered: SmallVec<[_; 1]> = SmallVec::with_capacity(submitted.len());
         for (range, receiving) in submitted.into_iter().rev() {
-            answered.push((range, self.received(receiving).await));
+            let answer = match receiving {
+                Ok(mut awaited) => awaited.answer().await,
+                Err(failure) => Err(failure),
+            };
+            answered.push((range, answer));
         }
         for (range, answer) in answered.into_iter().rev() {
             self.written(write, range, answer, limit, &mut outcomes);
@@ -606,13 +689,11 @@ impl Server {
     }
 
     fn write_limit(&self, write: &Write<'_>) -> Limit {
-        let patience = match write.job {
+        let small = match write.job {
             Job::Delete => self.config.flush_timeout,
-            _ => {
-                let count = write.part.len();
-                self.patience(count, write.bytes)
-            }
+            _ => self.config.timeout,
         };
+        let patience = self.patience(small, write.part.len(), write.bytes);
         Limit::new(self.rt, patience)
     }
 
@@ -781,28 +862,6 @@ impl<'a> Write<'a> {
         })
     }
 
-    /// Appends the commands for these keys of the part, and says what they expect.
-    fn append(
-        &self,
-        output: &mut Vec<u8>,
-        opaque: u32,
-        range: Range<usize>,
-        answer: Answer<Written>,
-    ) -> Expects {
-        let count = range.len();
-        if count == 1 && self.append_one(output, range.start, opaque, Quiet::No) {
-            return Expects::Writes(Writes::single(opaque, Some(answer)));
-        }
-        if count > 1 {
-            for (mark, index) in range.enumerate() {
-                let mark = u32::try_from(mark).expect("a chunk has a few hundred keys");
-                self.append_one(output, index, mark, Quiet::Yes);
-            }
-        }
-        output.extend_from_slice(NOOP);
-        Expects::Writes(Writes::quiet(count, Some(answer)))
-    }
-
     /// Appends the command for one key, if there is one.
     fn append_one(&self, output: &mut Vec<u8>, index: usize, opaque: u32, quiet: Quiet) -> bool {
         let position = self.part.position(index);
@@ -843,9 +902,41 @@ impl<'a> Write<'a> {
             return seconds;
         }
         let now = self.wall.duration_since(SystemTime::UNIX_EPOCH);
-        // The server's dates end in 2106.
-        let date = now.map_or(0, |now| now.as_secs()).saturating_add(seconds);
-        date.min(u64::from(u32::MAX))
+        let now = now.map_or(0, |now| now.as_secs());
+        match LAST_DATE.saturating_sub(now) {
+            // So close to the last date, 30 days from now are the longest that can be said.
+            ..=LONGEST_RELATIVE => LONGEST_RELATIVE,
+            left => now + seconds.min(left),
+        }
+    }
+}
+
+impl Ask for Write<'_> {
+    type Answer = Written;
+
+    fn append(
+        &self,
+        output: &mut Vec<u8>,
+        opaque: u32,
+        range: Range<usize>,
+        answer: Answer<Written>,
+    ) -> Expects {
+        let count = range.len();
+        if count == 1 && self.append_one(output, range.start, opaque, Quiet::No) {
+            return Expects::Writes(Writes::single(opaque, Some(answer)));
+        }
+        if count > 1 {
+            for (mark, index) in range.enumerate() {
+                let mark = u32::try_from(mark).expect("a chunk has a few hundred keys");
+                self.append_one(output, index, mark, Quiet::Yes);
+            }
+        }
+        output.extend_from_slice(NOOP);
+        Expects::Writes(Writes::quiet(count, Some(answer)))
+    }
+
+    fn orphans(&self, _: Range<usize>, _: Vec<Written>) -> Orphans {
+        None
     }
 }
 

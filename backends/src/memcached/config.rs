@@ -36,7 +36,7 @@ pub struct MemcachedConfig {
     /// 64 KiB it sends.
     #[serde(with = "duration")]
     pub timeout: Duration,
-    /// The same for deletes, whose answer matters more than its time.
+    /// The same for deletes, whose answer matters more than its time: a bulk call waits as much longer.
     #[serde(with = "duration")]
     pub flush_timeout: Duration,
     /// A connection is closed when something is under way on it and no byte has come for this long.
@@ -50,7 +50,7 @@ pub struct MemcachedConfig {
     pub backoff_limit: Duration,
     /// Something between us and the server dials it for us, so that a connection of ours may outlive the server.
     ///
-    /// Leases can't be trusted there: every call that asks for one is refused for now. It can't be noticed from here,
+    /// Leases can't be trusted there: every call that asks for one, or fills, is refused for now. It can't be noticed from here,
     /// so say it for mcrouter, twemproxy, managed endpoints, and port forwarders that survive the server.
     pub via_proxy: bool,
     /// Building the cache fails unless every server answers.

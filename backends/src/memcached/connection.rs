@@ -35,6 +35,10 @@ const READ_SPACE: usize = 16 << 10;
 /// How much room a read buffer is made with. Values are slices of it, and keep it alive.
 const READ_BUFFER: usize = 64 << 10;
 
+/// How much room is made for a value because its length was announced: that of an item of the usual limit. For a longer
+/// one room is made as its bytes arrive, since nothing but them proves that it is as long as was said.
+const TRUSTED: usize = 1 << 20;
+
 /// So much output is written at once, without waiting for more.
 const WORTH_A_WRITE: usize = 8 << 10;
 
@@ -126,11 +130,17 @@ impl Limit {
     /// So long from now on.
     pub(super) fn new(rt: Rt, patience: Duration) -> Self {
         Self {
-            deadline: rt.now() + patience,
+            deadline: later(rt.now(), patience),
             patience,
             lease: None,
         }
     }
+}
+
+/// The instant so long after this one. A caller's duration may be longer than clocks reach: that is far away.
+pub(super) fn later(from: Instant, by: Duration) -> Instant {
+    const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
+    from.checked_add(by).unwrap_or_else(|| from + FAR)
 }
 
 impl Connection {
@@ -171,6 +181,20 @@ impl Connection {
             waker.wake();
         }
         Ok(())
+    }
+
+    /// Gives back leases that came for callers who have left; does nothing on a connection that has ended.
+    pub(super) fn release(&self, orphans: &[Orphan], rt: Rt) {
+        let mut state = self.shared.lock();
+        if matches!(state.phase, Phase::Ended(_)) {
+            return;
+        }
+        let waker = state.release(orphans, rt);
+        self.shared.outstanding.fetch_add(1, Ordering::Relaxed);
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
     }
 
     /// Takes nothing new, and ends once everything is answered.
@@ -223,12 +247,32 @@ impl State {
             self.earliest = Some(limit.deadline);
         }
         if let Some(lease) = limit.lease {
-            self.leased_until = self.leased_until.max(Some(limit.deadline + lease));
+            self.leased_until = self.leased_until.max(Some(later(limit.deadline, lease)));
         }
         let in_time = self.alarm.is_some_and(|alarm| alarm <= limit.deadline);
         match self.parked || !in_time {
             true => self.unpark(),
             false => None,
+        }
+    }
+
+    /// Queues the release of leases that nobody will fill: their placeholders would keep all others waiting.
+    fn release(&mut self, orphans: &[Orphan], rt: Rt) -> Option<Waker> {
+        let limit = Limit::new(rt, RELEASE_PATIENCE);
+        self.push(limit, None, |output, _| {
+            for (position, orphan) in orphans.iter().enumerate() {
+                let opaque = u32::try_from(position).expect("a batch has fewer keys");
+                protocol::delete(output, &orphan.key, Some(orphan.cas), opaque, Quiet::Yes);
+            }
+            output.extend_from_slice(NOOP);
+            Expects::Writes(Writes::quiet(orphans.len(), None))
+        })
+    }
+
+    /// Keeps the task's waker for those who add something.
+    fn remember(&mut self, waker: &Waker) {
+        if !self.waker.as_ref().is_some_and(|old| old.will_wake(waker)) {
+            self.waker = Some(waker.clone());
         }
     }
 
@@ -367,7 +411,10 @@ impl<W: Watch> Task<W> {
                 },
                 Poll::Ready(Err(end)) => return Poll::Ready(Step::End(end)),
                 Poll::Pending if has_read => {}
-                Poll::Pending => break,
+                Poll::Pending => {
+                    self.mind_queue(cx);
+                    break;
+                }
             }
         }
         // After reading: the runtime tells of bytes and of time in one go, so what came in time is never called late.
@@ -385,7 +432,9 @@ impl<W: Watch> Task<W> {
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
         if self.input.capacity() - self.input.len() < READ_SPACE {
             let wanted = self.parser.wants().saturating_sub(self.input.len());
-            self.input.reserve(wanted.max(READ_BUFFER));
+            let trusted = wanted.min(self.input.len().max(TRUSTED));
+            // Without the space behind it, a value would be moved once more when only its end is missing.
+            self.input.reserve((trusted + READ_SPACE).max(READ_BUFFER));
         }
         let read = pin!(self.io.reader.read_buf(&mut self.input));
         let count = match ready!(read.poll(cx)) {
@@ -459,24 +508,15 @@ impl<W: Watch> Task<W> {
                 .fetch_add(out_of_memory, Ordering::Relaxed);
         }
         if !orphans.is_empty() {
-            self.release(orphans);
+            self.release(&orphans);
         }
         Ok((answered, in_time))
     }
 
-    /// Gives back leases whose winners have left: their placeholders would keep all others waiting.
-    fn release(&self, orphans: Vec<Orphan>) {
-        let limit = Limit::new(self.setting.rt, RELEASE_PATIENCE);
-        let mut state = self.shared.lock();
+    /// Gives back leases whose winners have left.
+    fn release(&self, orphans: &[Orphan]) {
         // The task is awake, so there is nobody to wake.
-        let _ = state.push(limit, None, |output, _| {
-            for (position, orphan) in orphans.iter().enumerate() {
-                let opaque = u32::try_from(position).expect("a batch has fewer keys");
-                protocol::delete(output, &orphan.key, Some(orphan.cas), opaque, Quiet::Yes);
-            }
-            output.extend_from_slice(NOOP);
-            Expects::Writes(Writes::quiet(orphans.len(), None))
-        });
+        let _ = self.shared.lock().release(orphans, self.setting.rt);
         self.shared.outstanding.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -501,6 +541,18 @@ impl<W: Watch> Task<W> {
         Poll::Ready(Ok(()))
     }
 
+    /// Minds the deadlines of what can't be taken yet, since the server takes no more of what was.
+    fn mind_queue(&mut self, cx: &mut Context<'_>) {
+        let mut state = self.shared.lock();
+        state.remember(cx.waker());
+        if let Some(earliest) = state.earliest
+            && state.alarm.is_none_or(|alarm| earliest < alarm)
+        {
+            state.alarm = Some(earliest);
+            self.alarm = Some(alarm(self.setting.rt, earliest));
+        }
+    }
+
     /// Takes what the callers have added; the output is all written.
     fn take(&mut self, cx: &mut Context<'_>) -> Taken {
         let mut state = self.shared.lock();
@@ -520,13 +572,7 @@ impl<W: Watch> Task<W> {
                 return Taken::Drained;
             }
             state.parked = true;
-            if !state
-                .waker
-                .as_ref()
-                .is_some_and(|waker| waker.will_wake(cx.waker()))
-            {
-                state.waker = Some(cx.waker().clone());
-            }
+            state.remember(cx.waker());
             let idle = self.setting.idle.map(|idle| self.last_use + idle);
             if let (Some(idle), None) = (idle, state.alarm) {
                 state.alarm = Some(idle);
@@ -651,7 +697,7 @@ impl<W: Watch> Task<W> {
 impl<W: Watch> Drop for Task<W> {
     fn drop(&mut self) {
         // Does nothing if `run` came to its end; a runtime that shuts down drops it before.
-        let error = self.error("the runtime of the connection was shut down", None);
+        let error = self.error("the connection's task ended early", None);
         self.finish(error);
     }
 }
@@ -717,31 +763,37 @@ mod tests {
             reader: Box::new(reader),
             writer: Box::new(Counted(writer, Arc::clone(&writes))),
         };
-        let greeted = Greeted {
-            version: "1.6.18".to_owned(),
-            item_size_max: 1 << 20,
-            maxconns: None,
-            parser: Parser::new(1 << 20),
-            input: BytesMut::new(),
-        };
-        let rt = Rt::new();
-        let (counters, notes) = (Arc::<Counters>::default(), Notes::default());
-        let setting = Setting {
-            rt,
-            server: "cache:11211".into(),
-            counters: Arc::clone(&counters),
-            watch: notes.clone(),
-            stall: Duration::from_secs(1),
-            idle,
-        };
-        let (connection, task) = connection(io, greeted, setting);
+        let setting = setting(idle);
+        let (counters, notes) = (Arc::clone(&setting.counters), setting.watch.clone());
+        let (connection, task) = connection(io, greeted(1 << 20), setting);
         Scene {
             connection,
             server: BufReader::new(theirs),
-            task: rt.spawn(task.run()),
+            task: Rt::new().spawn(task.run()),
             counters,
             notes,
             writes,
+        }
+    }
+
+    fn greeted(item_size_max: usize) -> Greeted {
+        Greeted {
+            version: "1.6.18".to_owned(),
+            item_size_max,
+            maxconns: None,
+            parser: Parser::new(item_size_max),
+            input: BytesMut::new(),
+        }
+    }
+
+    fn setting(idle: Option<Duration>) -> Setting<Notes> {
+        Setting {
+            rt: Rt::new(),
+            server: "cache:11211".into(),
+            counters: Arc::default(),
+            watch: Notes::default(),
+            stall: Duration::from_secs(1),
+            idle,
         }
     }
 
@@ -925,6 +977,47 @@ mod tests {
         scene.say(&answers.concat()).await;
         assert!(is_miss(&next.await.unwrap().unwrap()[0]));
         assert_eq!(scene.violations(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deadline_holds_while_the_server_takes_nothing() {
+        let scene = scene(64, None);
+        let start = Rt::new().now();
+        let first = scene.look(100, LATE);
+        Rt::new().yield_now().await;
+        // The pipe is full, and nobody reads its other end.
+        let second = scene.look(1, SOON);
+        assert!(matches!(second.await.unwrap(), Err(Failure::TimedOut)));
+        assert_eq!(start.elapsed(), SOON);
+        assert!(matches!(first.await.unwrap(), Err(Failure::Gone(_))));
+    }
+
+    #[tokio::test]
+    async fn an_announced_length_takes_no_memory() {
+        let (ours, mut theirs) = tokio::io::duplex(1 << 20);
+        let (reader, writer) = tokio::io::split(ours);
+        let io = Io {
+            reader: Box::new(reader),
+            writer: Box::new(writer),
+        };
+        let (connection, mut task) = connection(io, greeted(1 << 30), setting(None));
+        let _answered = look(&connection, 1, LATE);
+        let read_all = async |task: &mut Task<Notes>| {
+            let polled = poll_fn(|cx| Poll::Ready(task.poll(cx))).await;
+            assert!(polled.is_pending());
+            task.input.capacity()
+        };
+        theirs
+            .write_all(b"VA 1073741824 c1 O1\r\nab")
+            .await
+            .unwrap();
+        assert!(read_all(&mut task).await < 2 * TRUSTED);
+        // It grows with what comes.
+        for _ in 0..8 {
+            theirs.write_all(&vec![b'x'; 1 << 20]).await.unwrap();
+            assert!(read_all(&mut task).await < 4 * task.input.len().max(TRUSTED));
+        }
+        assert!(task.input.len() > 8 << 20);
     }
 
     #[tokio::test(start_paused = true)]

@@ -10,6 +10,9 @@ use super::transport::Io;
 /// The oldest server whose `md C` compares.
 const OLDEST: (u32, u32, u32) = (1, 6, 13);
 
+/// No memcached takes a higher limit than this (`-I`), whatever one says.
+const LARGEST_ITEM: usize = 1 << 30;
+
 /// What a server that we can work with said.
 #[derive(Debug)]
 pub(super) struct Greeted {
@@ -111,7 +114,8 @@ impl Settings {
         }
         let item_size_max = self
             .item_size_max
-            .ok_or_else(|| foreign(server, "no item_size_max among its settings"))?;
+            .ok_or_else(|| foreign(server, "no item_size_max among its settings"))?
+            .min(LARGEST_ITEM);
         parser.set_max_value(item_size_max);
         Ok(Greeted {
             version,
@@ -194,6 +198,20 @@ mod tests {
             (greeted.item_size_max, greeted.maxconns),
             (1 << 20, Some(1024))
         );
+    }
+
+    #[tokio::test]
+    async fn a_limit_beyond_memcacheds_own_is_not_believed() {
+        let text = format!(
+            "VERSION 1.6.18\r\nSTAT cas_enabled yes\r\nSTAT item_size_max {}\r\nEND\r\n",
+            usize::MAX
+        );
+        let mut greeted = greet_one_that_says(&text).await.unwrap();
+        assert_eq!(greeted.item_size_max, 1 << 30);
+        for length in [(1 << 30) + 1, usize::MAX] {
+            let mut value = BytesMut::from(format!("VA {length} c1\r\n").as_str());
+            assert!(greeted.parser.next(&mut value).is_err(), "{length}");
+        }
     }
 
     #[tokio::test]

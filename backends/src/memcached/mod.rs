@@ -213,6 +213,13 @@ impl Memcached {
     }
 }
 
+fn no_leases() -> Error {
+    Error::new(
+        ErrorKind::Unsupported,
+        "memcached: leases can't be trusted through a proxy (`via_proxy`), so mutable data can't be cached",
+    )
+}
+
 /// Spreads every bit over all others.
 fn mix(mut hash: u64) -> u64 {
     hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
@@ -235,10 +242,7 @@ impl fmt::Display for Memcached {
 impl Backend for Memcached {
     async fn get_each(&self, keys: &Keys, options: &GetOptions, found: Found<'_>) {
         if self.config.via_proxy && options.lease.is_some() {
-            let error = Error::new(
-                ErrorKind::Unsupported,
-                "memcached: leases can't be trusted through a proxy (`via_proxy`), so mutable data can't be cached",
-            );
+            let error = no_leases();
             for position in 0..keys.len() {
                 found(position, Err(error.clone()));
             }
@@ -269,6 +273,9 @@ impl Backend for Memcached {
         fills: Vec<Fill>,
         options: &WriteOptions,
     ) -> Vec<Result<FillOutcome>> {
+        if self.config.via_proxy {
+            return fills.iter().map(|_| Err(no_leases())).collect();
+        }
         let outcomes = self.write(keys, Job::Fill(&fills), &options.trips).await;
         let now = self.rt.wall();
         outcomes
@@ -315,7 +322,7 @@ impl Backend for Memcached {
     }
 
     async fn close(&self, deadline: Duration) {
-        let deadline = self.rt.now() + deadline;
+        let deadline = connection::later(self.rt.now(), deadline);
         join_all(self.servers.iter().map(|server| server.close(deadline))).await;
     }
 
@@ -372,4 +379,33 @@ async fn join_all<F: Future>(futures: impl IntoIterator<Item = F>) -> Vec<F::Out
         .into_iter()
         .map(|output| output.expect("all are ready"))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Who upgrades one process after the other has both versions ask the same servers: a key that moved would be deleted
+    /// on one and read from the other.
+    #[test]
+    fn a_key_stays_on_its_server_from_version_to_version() {
+        let servers = ["10.0.0.5", "cache-b:11212", "/run/memcached.sock"];
+        let pool = Memcached::new(MemcachedConfig::new(servers), Rt::new()).unwrap();
+        for (key, server) in [
+            ("a", "/run/memcached.sock"),
+            ("user:1", "10.0.0.5:11211"),
+            ("user:2", "cache-b:11212"),
+            ("user:3", "10.0.0.5:11211"),
+            ("v1/user:7", "10.0.0.5:11211"),
+            ("v1/page:/start", "10.0.0.5:11211"),
+            ("v2/k\u{fc}che", "/run/memcached.sock"),
+            (
+                "session:0123456789abcdef0123456789abcdef",
+                "/run/memcached.sock",
+            ),
+        ] {
+            let owner = &pool.servers[pool.owner(key.as_bytes())];
+            assert_eq!(&*owner.name, server, "{key}");
+        }
+    }
 }

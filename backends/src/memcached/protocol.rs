@@ -223,7 +223,7 @@ impl Parser {
     pub(super) fn wants(&self) -> usize {
         self.header
             .as_ref()
-            .map_or(0, |header| header.length + b"\r\n".len())
+            .map_or(0, |header| header.length.saturating_add(b"\r\n".len()))
     }
 
     /// The next reply, or `None` until more bytes have arrived. After a violation the buffer makes no sense any more.
@@ -285,7 +285,7 @@ impl Parser {
     #[inline]
     fn value(&mut self, header: Header, buffer: &mut BytesMut) -> Result<Option<Reply>, Violation> {
         let length = header.length;
-        if buffer.len() < length + b"\r\n".len() {
+        if buffer.len() < length.saturating_add(b"\r\n".len()) {
             self.header = Some(header);
             return Ok(None);
         }

@@ -73,6 +73,8 @@ struct Health {
     /// Whether there is anything to forget when replies come.
     has_failed: AtomicBool,
     closed: AtomicBool,
+    /// Who asks the server while it is down.
+    probe: Mutex<Option<AbortHandle>>,
     record: Mutex<Record>,
 }
 
@@ -163,9 +165,16 @@ impl Server {
         lane: Lane,
         ended: &Connection,
     ) -> Result<Arc<Connection>> {
-        // Its task is about to say so itself; whoever comes first does.
-        self.slot(lane).forget(ended.generation());
+        self.give_up(lane, ended);
         self.connected(lane).await
+    }
+
+    /// Makes room for the next connection, since this one takes nothing more.
+    fn give_up(&self, lane: Lane, ended: &Connection) {
+        // Its task is about to say so itself; whoever comes first does. One that is drained has yet to end.
+        if !self.is_closed() {
+            self.slot(lane).forget(ended.generation(), &self.health);
+        }
     }
 
     /// The connection with this number, if it is still open.
@@ -239,8 +248,11 @@ impl Server {
         }
         if starts {
             let dial = Dial {
-                server: Weak::clone(&self.me),
-                lane,
+                attempt: Attempt {
+                    server: Weak::clone(&self.me),
+                    lane,
+                    is_over: false,
+                },
                 name: Arc::clone(&self.name),
                 address: self.address.clone(),
                 rt: self.rt,
@@ -268,7 +280,7 @@ impl Server {
     fn mind_maxconns(&self, limit: Option<u64>) {
         let ours = self.slots.len() as u64;
         if let Some(limit) = limit
-            && ours * 10 > limit * 8
+            && ours * 10 > limit.saturating_mul(8)
         {
             tracing::warn!(
                 server = %self.name, ours, limit,
@@ -279,7 +291,7 @@ impl Server {
 
     fn dial_failed(&self, lane: Lane, error: Error, silent: bool) {
         self.failed(&error, true);
-        self.slot(lane).reset(self.is_closed());
+        self.slot(lane).vacate(&self.health);
         if silent {
             self.take_for_down();
         }
@@ -290,11 +302,7 @@ impl Server {
             let short_lived = self.rt.now().duration_since(since) < SHORT_LIVED;
             self.failed(&error, short_lived);
         }
-        let slot = self.slot(lane);
-        slot.forget(generation);
-        if self.is_closed() {
-            slot.reset(true);
-        }
+        self.slot(lane).forget(generation, &self.health);
     }
 
     // --- health
@@ -327,7 +335,16 @@ impl Server {
             return;
         }
         tracing::warn!(server = %self.name, error = %self.last_error(), "memcached server is down");
-        self.rt.spawn_apart(probe(Weak::clone(&self.me), self.rt));
+        self.mind_probe();
+    }
+
+    /// Sees to it that somebody asks the server while it is down: a probe ends with the runtime that it was started on.
+    fn mind_probe(&self) {
+        let mut probing = lock(&self.health.probe);
+        if probing.as_ref().is_none_or(AbortHandle::is_finished) {
+            let probe = probe(Weak::clone(&self.me), self.rt);
+            *probing = Some(self.rt.spawn_apart(probe).abort_handle());
+        }
     }
 
     fn take_for_up(&self) {
@@ -335,8 +352,11 @@ impl Server {
         record.failures = 0;
         record.dials = 0;
         record.pause = None;
+        record.last_error = None;
         drop(record);
-        self.health.is_down.store(false, Ordering::Relaxed);
+        if !self.health.is_down.swap(false, Ordering::Relaxed) {
+            return;
+        }
         tracing::info!(server = %self.name, "memcached server is up again");
     }
 
@@ -359,6 +379,7 @@ impl Server {
     }
 
     fn down_error(&self) -> Error {
+        self.mind_probe();
         let last = self.last_error();
         Error::with_source(
             ErrorKind::Unavailable,
@@ -374,24 +395,43 @@ impl Server {
     pub(super) async fn ping(&self) -> Result<ServerAnswer> {
         let start = self.rt.now();
         let lane = Lane::Single(0);
-        let connection = match self.slot(lane).live() {
-            Some(connection) => connection,
+        let patience = self.config.connect_timeout;
+        let submit = |connection: &Connection| {
+            let (answer, answered) = oneshot::channel();
+            let limit = Limit::new(self.rt, patience);
+            let submitted = connection.submit(limit, None, |output, _| {
+                output.extend_from_slice(NOOP);
+                Expects::Noop(Some(answer))
+            });
+            submitted.map(|()| answered)
+        };
+        let live = self.slot(lane).live();
+        let submitted = live.and_then(|connection| match submit(&connection) {
+            Ok(answered) => Some((connection, answered)),
+            Err(_) => {
+                self.give_up(lane, &connection);
+                None
+            }
+        });
+        let (connection, answered) = match submitted {
+            Some(submitted) => submitted,
             None => {
                 self.health.record().pause = None;
-                self.dialed(lane).await?
+                let connection = self.dialed(lane).await?;
+                let answered = submit(&connection)?;
+                (connection, answered)
             }
         };
-        let patience = self.config.connect_timeout;
-        let (answer, answered) = oneshot::channel();
-        connection.submit(Limit::new(self.rt, patience), None, |output, _| {
-            output.extend_from_slice(NOOP);
-            Expects::Noop(Some(answer))
-        })?;
         match answered.await {
-            Ok(Ok(_)) => Ok(ServerAnswer::new(
-                connection.version.clone(),
-                self.rt.now().duration_since(start),
-            )),
+            Ok(Ok(_)) => {
+                if self.health.is_down.load(Ordering::Relaxed) {
+                    self.take_for_up();
+                }
+                Ok(ServerAnswer::new(
+                    connection.version.clone(),
+                    self.rt.now().duration_since(start),
+                ))
+            }
             Ok(Err(Failure::Gone(error))) => Err(error),
             Ok(Err(Failure::TimedOut)) => Err(self.late("probe", patience)),
             Err(_) => Err(self.last_error()),
@@ -430,7 +470,7 @@ impl Server {
                 if let Some(task) = lock(&slot.task).take() {
                     task.abort();
                 }
-                slot.reset(true);
+                slot.link.send_replace(Link::Closed);
             }
         }
     }
@@ -496,25 +536,37 @@ impl Slot {
     }
 
     /// Makes room for the next connection if this one is still there.
-    fn forget(&self, generation: u64) {
+    fn forget(&self, generation: u64, health: &Health) {
         self.link.send_if_modified(|link| match link {
             Link::Up(connection) if connection.generation() == generation => {
-                *link = Link::Idle;
+                *link = health.vacant();
                 true
             }
             _ => false,
         });
     }
 
-    fn reset(&self, closed: bool) {
-        self.link.send_replace(match closed {
-            true => Link::Closed,
-            false => Link::Idle,
+    /// Makes room for the next dial if this one led to nothing.
+    fn vacate(&self, health: &Health) {
+        self.link.send_if_modified(|link| match link {
+            Link::Dialing => {
+                *link = health.vacant();
+                true
+            }
+            _ => false,
         });
     }
 }
 
 impl Health {
+    /// What a slot is without a connection. To be asked while the slot is changed, so that a close can't slip in between.
+    fn vacant(&self) -> Link {
+        match self.closed.load(Ordering::Relaxed) {
+            true => Link::Closed,
+            false => Link::Idle,
+        }
+    }
+
     fn record(&self) -> MutexGuard<'_, Record> {
         lock(&self.record)
     }
@@ -562,8 +614,7 @@ impl Watch for Weak<Server> {
 
 /// Everything a dial needs, so that the pool can be dropped meanwhile.
 struct Dial {
-    server: Weak<Server>,
-    lane: Lane,
+    attempt: Attempt,
     name: Arc<str>,
     address: Address,
     rt: Rt,
@@ -573,17 +624,22 @@ struct Dial {
 
 impl Dial {
     /// Dials, and serves the connection to its end.
-    async fn run(self) {
+    async fn run(mut self) {
         let opened = self.rt.timeout(self.patience, self.open()).await;
-        let Some(server) = self.server.upgrade() else {
+        let lane = self.attempt.lane;
+        let Some(server) = self.attempt.server.upgrade() else {
             return;
         };
         let (io, greeted) = match opened {
             Some(Ok(opened)) => opened,
-            Some(Err(error)) => return server.dial_failed(self.lane, error, false),
+            Some(Err(error)) => {
+                self.attempt.is_over = true;
+                return server.dial_failed(lane, error, false);
+            }
             None => {
+                self.attempt.is_over = true;
                 let error = server.late("dial", self.patience);
-                return server.dial_failed(self.lane, error, true);
+                return server.dial_failed(lane, error, true);
             }
         };
         server.item_size_max.store(
@@ -592,19 +648,22 @@ impl Dial {
         );
         server.counters.connects.fetch_add(1, Ordering::Relaxed);
         server.mind_maxconns(greeted.maxconns);
-        let setting = server.setting(self.lane);
+        let setting = server.setting(lane);
         let (connection, task) = connection::connection(io, greeted, setting);
         let generation = connection.generation();
         let since = self.rt.now();
+        let connection = Arc::new(connection);
+        self.attempt.is_over = true;
+        let up = Link::Up(Arc::clone(&connection));
+        server.slot(lane).link.send_replace(up);
+        // A close that came before found nothing to drain, one that comes now finds the connection.
         if server.is_closed() {
             connection.drain();
         }
-        let slot = server.slot(self.lane);
-        slot.link.send_replace(Link::Up(Arc::new(connection)));
-        drop(server);
+        drop((connection, server));
         let end = task.run().await;
-        if let Some(server) = self.server.upgrade() {
-            server.ended(self.lane, generation, since, end);
+        if let Some(server) = self.attempt.server.upgrade() {
+            server.ended(lane, generation, since, end);
         }
     }
 
@@ -621,6 +680,24 @@ impl Dial {
     }
 }
 
+/// A slot's dial. Dropped before it is over, by a runtime that shuts down or a transport that panics, it leaves the slot
+/// to the next caller.
+struct Attempt {
+    server: Weak<Server>,
+    lane: Lane,
+    is_over: bool,
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        if !self.is_over
+            && let Some(server) = self.server.upgrade()
+        {
+            server.slot(self.lane).vacate(&server.health);
+        }
+    }
+}
+
 /// Asks a server that is down until it answers.
 async fn probe(server: Weak<Server>, rt: Rt) {
     loop {
@@ -631,8 +708,9 @@ async fn probe(server: Weak<Server>, rt: Rt) {
         if server.is_closed() {
             return;
         }
-        if server.ping().await.is_ok() {
-            return server.take_for_up();
+        // A server that answers is taken for up, whoever asked.
+        if server.ping().await.is_ok() || !server.health.is_down.load(Ordering::Relaxed) {
+            return;
         }
     }
 }

@@ -25,7 +25,7 @@ const DEFAULT_PORT: u16 = 11211;
 pub enum Address {
     /// A name or IP address, and a port.
     Tcp {
-        /// The name, in lower case, or the IP address, without brackets.
+        /// The name, in lower case and without a dot at its end, or the IP address in its shortest form, without brackets.
         host: String,
         /// The port.
         port: u16,
@@ -55,18 +55,19 @@ impl Address {
     fn parse_tcp(text: &str) -> Option<Self> {
         let (host, port) = if let Some(rest) = text.strip_prefix('[') {
             let (host, rest) = rest.split_once(']')?;
-            host.parse::<Ipv6Addr>().ok()?;
             (
-                host,
+                host.parse::<Ipv6Addr>().ok()?.to_string(),
                 rest.strip_prefix(':').or(rest.is_empty().then_some("")),
             )
-        } else if text.parse::<Ipv6Addr>().is_ok() {
-            (text, Some(""))
+        } else if let Ok(ip) = text.parse::<Ipv6Addr>() {
+            (ip.to_string(), Some(""))
         } else {
-            match text.split_once(':') {
+            let (host, port) = match text.split_once(':') {
                 Some((host, port)) => (host, Some(port).filter(|port| !port.is_empty())),
                 None => (text, Some("")),
-            }
+            };
+            let host = host.strip_suffix('.').unwrap_or(host);
+            (host.to_ascii_lowercase(), port)
         };
         let port = match port? {
             "" => DEFAULT_PORT,
@@ -77,10 +78,7 @@ impl Address {
         if host.is_empty() || port == 0 || !host.bytes().all(legal) {
             return None;
         }
-        Some(Self::Tcp {
-            host: host.to_ascii_lowercase(),
-            port,
-        })
+        Some(Self::Tcp { host, port })
     }
 
     /// Whether only this host can reach it: a unix socket or loopback.
@@ -205,6 +203,11 @@ mod tests {
         check("::1", "[::1]:11211");
         check("[::1]", "[::1]:11211");
         check("[fe80::2]:4000", "[fe80::2]:4000");
+        check("0:0:0:0:0:0:0:1", "[::1]:11211");
+        check("[FE80:0::02]", "[fe80::2]:11211");
+        check("cache-1.example.com.", "cache-1.example.com:11211");
+        check("cache.:4000", "cache:4000");
+        check("localhost", "localhost:11211");
         check("/run/memcached.sock", "/run/memcached.sock");
         check("unix:/run/memcached.sock", "/run/memcached.sock");
     }
@@ -220,6 +223,7 @@ mod tests {
             "host:+1",
             "a b",
             "[::1",
+            ".",
             "[x]:1",
             "unix:rel",
             "h\r\n:1",

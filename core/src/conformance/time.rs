@@ -77,7 +77,7 @@ pub(super) async fn ttl_of_a_fill_is_its_own(scene: &Scene) {
     expect_hit(&*backend, &longer, b"longer").await;
 }
 
-/// A TTL around and above the 30 days at which memcached changes its unit, up to a year, is kept.
+/// A TTL around and above the 30 days at which memcached changes its unit, up to a year and far beyond, is kept.
 pub(super) async fn long_ttl_is_kept(scene: &Scene) {
     let backend = scene.backend().await;
     let ttls = [30 * DAY, 30 * DAY + SECOND, 60 * DAY, 365 * DAY];
@@ -111,6 +111,26 @@ pub(super) async fn long_ttl_is_kept(scene: &Scene) {
             scene.subject.advance(ttl * 2 / 10 + slack(scene)).await;
             expect_gone(&look(&*backend, &stored).await, "an entry past its TTL");
             expect_gone(&look(&*backend, &filled).await, "an entry past its TTL");
+        }
+    }
+    // Longer than a store can say, it is kept for as long as the store can.
+    for (number, ttl) in [100 * 365 * DAY, Duration::MAX].into_iter().enumerate() {
+        let (stored, filled) = (
+            scene.key(format_args!("set:ages:{number}")),
+            scene.key(format_args!("fill:ages:{number}")),
+        );
+        set(&*backend, &stored, Set::new("ages").ttl(ttl)).await;
+        let lease = win(&*backend, &filled).await;
+        let outcome = backend
+            .fill(&filled, Fill::new(lease, "ages").ttl(ttl))
+            .await;
+        assert_eq!(outcome.ok(), Some(FillOutcome::Stored));
+        for key in [&stored, &filled] {
+            expect_hit(&*backend, key, b"ages").await;
+            if scene.can().skips_time {
+                scene.subject.advance(60 * DAY).await;
+                expect_hit(&*backend, key, b"ages").await;
+            }
         }
     }
 }
