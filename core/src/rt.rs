@@ -101,6 +101,16 @@ impl Rt {
         tokio::spawn(future.in_current_span())
     }
 
+    /// The same outside a runtime too, where it does nothing: for what is tidied up when something is dropped.
+    pub fn spawn_if_running<F>(&self, future: F)
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        if tokio::runtime::Handle::try_current().is_ok() {
+            drop(self.spawn(future));
+        }
+    }
+
     /// Starts a stretch of work that gives other tasks a turn from time to time.
     pub fn turn(&self) -> Turn {
         Turn {

@@ -215,6 +215,10 @@ accessor_counters! {
     failed = "larder_lookups_total" {"outcome": "error"};
     /// Keys read with the cache bypassed, by order or because they can't be cached.
     bypassed = "larder_lookups_total" {"outcome": "bypassed"};
+    /// Bytes of the entries that were read, with their envelopes, as the store has them.
+    read_bytes = "larder_entry_bytes_total" {"direction": "read"};
+    /// Bytes of the entries that were handed over to be stored.
+    filled_bytes = "larder_entry_bytes_total" {"direction": "filled"};
     /// Keys answered from a load that another call had started.
     shared = "larder_shared_total";
     /// Calls of the loader.

@@ -213,3 +213,49 @@ async fn a_server_that_is_required_at_start_and_missing_fails_the_build() {
         "{error}"
     );
 }
+
+enum Facts {}
+
+impl Dataset for Facts {
+    const NAME: &'static str = "fact";
+    const LIFETIME: Lifetime = Lifetime::Immutable;
+    type Source = Table;
+    type Key = u64;
+    type Value = String;
+    type Form = Plain;
+    type Error = Infallible;
+
+    async fn load(table: &mut Table, ids: Vec<u64>) -> Result<Rows<Self>, Infallible> {
+        Messages::load(table, ids).await
+    }
+}
+
+/// Behind a proxy that redials for us no lease can be trusted.
+#[tokio::test]
+async fn behind_a_redialling_proxy_only_immutable_data_is_cached() {
+    let server = MemcachedServer::start(Listen::Tcp, &[]);
+    let url = format!(
+        "memcached://{}?via_proxy=true&prefix=v1&timeout=10s&connect_timeout=10s",
+        server.address()
+    );
+    let builder = || {
+        let config = Config::new(&url).unwrap();
+        Cache::builder(Table::of(10)).config(config)
+    };
+    let error = builder().register::<Messages>().build().await.unwrap_err();
+    assert!(error.to_string().contains("via_proxy"), "{error}");
+
+    let cache = builder().register::<Facts>().build().await.unwrap();
+    let (cache, tally) = cache.tallied();
+    for loads in [1, 1] {
+        let facts = get_many::<Facts>(&cache, 0..10).await.unwrap();
+        assert_eq!(facts.into_found().len(), 10);
+        tally.settled().await;
+        assert_eq!(tally.loads(), loads);
+    }
+    // Unregistered, what may change is read past the cache.
+    for _ in 0..2 {
+        assert!(get::<Messages>(&cache, &7).await.unwrap().is_some());
+    }
+    assert_eq!(tally.loads(), 3);
+}

@@ -417,6 +417,7 @@ impl<W: Watch> Task<W> {
                 }
             }
         }
+        // After reading: the runtime tells of bytes and of time in one go, so what came in time is never called late.
         while let Some((_, alarm)) = &mut self.alarm {
             ready!(alarm.as_mut().poll(cx));
             self.alarm = None;

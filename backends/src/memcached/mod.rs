@@ -100,10 +100,14 @@ impl Memcached {
             true => Reach::Host,
             false => Reach::Network,
         };
+        let pool = Pool::new(format!("memcached://{}", names.join(",")), reach);
         let config = Arc::new(config);
         Ok(Self {
             seeds: names.iter().map(|name| xxh3_64(name.as_bytes())).collect(),
-            pool: Pool::new(format!("memcached://{}", names.join(",")), reach),
+            pool: match config.via_proxy {
+                true => pool.without_leases(),
+                false => pool,
+            },
             servers: addresses
                 .into_iter()
                 .map(|address| {

@@ -297,15 +297,27 @@ pub struct Pool {
     pub description: String,
     /// Who can share it.
     pub reach: Reach,
+    /// Whether its leases can be trusted, as they can't be where something between us and the server redials for us.
+    ///
+    /// Without them only immutable data sets are cached.
+    pub leases: bool,
 }
 
 impl Pool {
-    /// A pool of this description and reach.
+    /// A pool of this description and reach, with leases.
     pub fn new(description: impl Into<String>, reach: Reach) -> Self {
         Self {
             description: description.into(),
             reach,
+            leases: true,
         }
+    }
+
+    /// The same without leases.
+    #[must_use]
+    pub fn without_leases(mut self) -> Self {
+        self.leases = false;
+        self
     }
 }
 

@@ -5,7 +5,7 @@
 //! the value's type, whatever the codec, and
 //!
 //! * refuses to go deeper than [`DEPTH`] levels,
-//! * pays for each element of a list or map from a fixed amount of room, before the element is decoded,
+//! * pays for each element of a list or map from an amount of room that `max_value` fixes, before the element is decoded,
 //! * never repeats a large claim as a size hint (some collections reserve whatever they are told),
 //! * lends texts and bytes from the input where a codec would rather allocate what the length claims.
 //!
@@ -23,8 +23,14 @@ use serde::de::{
 /// How deep values may be nested: lists, maps, structs, enums, options and newtypes count one level each.
 pub(super) const DEPTH: u16 = 128;
 
-/// What the elements of all lists and maps of one value may take in memory, beside `max_value`.
-pub(super) const ROOM: usize = 16 << 20;
+/// What the elements of all lists and maps of one value may take in memory, however small `max_value` is.
+const ROOM: usize = 16 << 20;
+
+/// What they may take beyond that for each byte of `max_value`.
+///
+/// Every element with a size is written as a byte at least, so that what is sealed can be opened, unless its elements
+/// are larger than this in memory and next to nothing on the wire.
+const ROOM_PER_BYTE: usize = 32;
 
 /// The least an element is charged with, so that lists of elements without size end.
 const LEAST: usize = 16;
@@ -38,7 +44,8 @@ pub(super) struct Room(Cell<usize>);
 
 impl Room {
     pub(super) fn new(max_value: usize) -> Self {
-        Self(Cell::new(ROOM.saturating_add(max_value)))
+        let room = max_value.saturating_mul(ROOM_PER_BYTE);
+        Self(Cell::new(room.saturating_add(ROOM)))
     }
 
     #[inline]
@@ -51,6 +58,17 @@ impl Room {
             None => Err(E::custom("lists with too many elements")),
         }
     }
+
+    #[inline]
+    fn give_back(&self, bytes: usize) {
+        self.0.set(self.0.get() + bytes);
+    }
+}
+
+/// What an element of this type is charged with.
+#[inline]
+fn charge<V>() -> usize {
+    size_of::<V>().max(LEAST)
 }
 
 /// Something of serde's, with bounds: a deserializer, a visitor, an access, a seed.
@@ -105,9 +123,17 @@ impl<'r, T> Bounded<'r, T> {
     #[inline]
     fn pay<V, E: Error>(&self) -> Result<(), E> {
         if self.counted {
-            self.room.take(size_of::<V>().max(LEAST))
+            self.room.take(charge::<V>())
         } else {
             Ok(())
+        }
+    }
+
+    /// Gives back what was paid for an element, if it turned out that there is no more.
+    #[inline]
+    fn refund<V>(&self, paid_for: &Option<V>) {
+        if self.counted && paid_for.is_none() {
+            self.room.give_back(charge::<V>());
         }
     }
 
@@ -337,7 +363,9 @@ impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Bounded<'_, A> {
     ) -> Result<Option<S::Value>, A::Error> {
         self.pay::<S::Value, _>()?;
         let seed = self.with(seed);
-        self.inner.next_element_seed(seed)
+        let element = self.inner.next_element_seed(seed)?;
+        self.refund(&element);
+        Ok(element)
     }
 
     #[inline]
@@ -356,7 +384,9 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Bounded<'_, A> {
     ) -> Result<Option<S::Value>, A::Error> {
         self.pay::<S::Value, _>()?;
         let seed = self.with(seed);
-        self.inner.next_key_seed(seed)
+        let key = self.inner.next_key_seed(seed)?;
+        self.refund(&key);
+        Ok(key)
     }
 
     #[inline]

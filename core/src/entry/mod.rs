@@ -135,7 +135,10 @@ impl Marshaller {
 
     /// The most bytes that a value may take as its codec writes it, before compression; 512 KiB by default.
     ///
-    /// It bounds what reading an entry may allocate, too, whatever the entry claims.
+    /// It bounds what reading an entry may allocate, too, whatever the entry claims: the elements of its lists and maps
+    /// take at most 16 MiB and 32 times this in memory. A value whose elements take more was written in vain, since it
+    /// can't be opened: the elements would have to be larger than 32 bytes in memory for each byte they take as written,
+    /// as in a long list of `None` of a type that is large. Box what is large and usually absent.
     #[must_use]
     pub fn max_value(self, bytes: usize) -> Self {
         Self {

@@ -1,6 +1,7 @@
 //! What all reads of one data set share: its marshaller, its flights, its counters and caps.
 
 use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
@@ -9,8 +10,8 @@ use tokio::sync::Semaphore;
 
 use super::flight::Flights;
 use super::{Dataset, Form, Lifetime};
-use crate::contract::{Error, ErrorKind, Key, Result};
-use crate::entry::{Dictionary, Marshaller, fingerprint};
+use crate::contract::{Error, ErrorKind, Key, Pool, Result};
+use crate::entry::{Dictionary, Marshaller, Rejection, fingerprint};
 use crate::stats::{AccessorCounters, AccessorStats};
 
 /// Absences are remembered this long at most, unless the data set says otherwise.
@@ -18,6 +19,14 @@ const ABSENT_TTL: Duration = Duration::from_secs(60);
 
 /// An entry this far past its TTL should have been dropped by the store, so that some clock is wrong.
 const CLOCK_SLACK: Duration = Duration::from_secs(60);
+
+/// Longer than anybody means; the clock's arithmetic would overflow some time after.
+const LONGEST_TTL: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
+
+const SHORTEST_LEASE: Duration = Duration::from_secs(1);
+
+/// A placeholder without its filler keeps readers polling: more than an hour of that is a mistake.
+const LONGEST_LEASE: Duration = Duration::from_secs(3600);
 
 /// The dictionaries of one data set: the one to write with, and those that may still be read.
 #[derive(Clone, Debug, Default)]
@@ -34,6 +43,8 @@ pub(crate) struct Accessor<D: Dataset> {
     pub(crate) flights: Flights<D>,
     pub(crate) places: Arc<Semaphore>,
     pub(crate) warned: Warned,
+    /// Whether fills are fenced by leases. Where they aren't, the data set is immutable.
+    pub(crate) fenced: bool,
     bypass: AtomicBool,
 }
 
@@ -57,15 +68,16 @@ impl Once {
 }
 
 impl<D: Dataset> Accessor<D> {
-    pub(crate) fn new(dictionaries: Dictionaries) -> Self {
+    pub(crate) fn new(dictionaries: Dictionaries, pool: &Pool) -> Self {
         Self {
-            marshaller: marshaller::<D>(dictionaries),
+            marshaller: marshaller::<D>(dictionaries, pool),
             counters: AccessorCounters::new(D::NAME),
             flights: Flights::default(),
             places: Arc::new(Semaphore::new(
                 D::MAX_LOADS.clamp(1, Semaphore::MAX_PERMITS),
             )),
             warned: Warned::default(),
+            fenced: pool.leases,
             bypass: AtomicBool::new(false),
         }
     }
@@ -76,8 +88,8 @@ impl<D: Dataset> Accessor<D> {
 
     /// How long an absence is remembered; `None` if it isn't.
     pub(crate) fn absent_ttl() -> Option<Duration> {
-        let ttl = D::LIFETIME.ttl()?;
-        Some(D::ABSENT_TTL.unwrap_or(ABSENT_TTL).min(ttl))
+        let ttl = D::ABSENT_TTL.unwrap_or(ABSENT_TTL).min(D::LIFETIME.ttl()?);
+        Some(ttl).filter(|ttl| !ttl.is_zero())
     }
 
     /// What a stored entry says.
@@ -93,7 +105,8 @@ impl<D: Dataset> Accessor<D> {
             }
         };
         let ttl = if checked.is_absent() {
-            Self::absent_ttl()
+            // What remembers no absence now may have done so when this was filled.
+            Some(Self::absent_ttl().unwrap_or_default())
         } else {
             D::LIFETIME.ttl()
         };
@@ -109,20 +122,15 @@ impl<D: Dataset> Accessor<D> {
             }
             (Ok(_), _) => {}
         }
-        if checked.is_absent() && D::LIFETIME == Lifetime::Immutable {
-            // The data set remembered absence when this was filled.
-            self.counters.rejected_expired.add(1);
-            return Opened::Rejected;
-        }
-        match marshaller.open::<<D::Form as Form<D::Value>>::In>(checked) {
+        // Deserializing and converting are the user's code: a panic there costs a load.
+        let opened = catch_unwind(AssertUnwindSafe(|| {
+            let stored = marshaller.open::<<D::Form as Form<D::Value>>::In>(checked)?;
+            let value = stored.map(D::Form::from_stored).transpose();
+            value.map_err(|_| Rejection::Undecodable)
+        }));
+        match opened.unwrap_or(Err(Rejection::Undecodable)) {
+            Ok(Some(value)) => Opened::Value(value),
             Ok(None) => Opened::Absent,
-            Ok(Some(stored)) => match D::Form::from_stored(stored) {
-                Ok(value) => Opened::Value(value),
-                Err(_) => {
-                    self.counters.rejected_undecodable.add(1);
-                    Opened::Rejected
-                }
-            },
             Err(rejection) => {
                 self.counters.rejected(rejection);
                 Opened::Rejected
@@ -167,7 +175,7 @@ impl<D: Dataset> AnyAccessor for Accessor<D> {
     }
 }
 
-fn marshaller<D: Dataset>(dictionaries: Dictionaries) -> Result<Marshaller> {
+fn marshaller<D: Dataset>(dictionaries: Dictionaries, pool: &Pool) -> Result<Marshaller> {
     let name = D::NAME;
     let refuse = |problem: String| {
         Err(Error::new(
@@ -179,11 +187,22 @@ fn marshaller<D: Dataset>(dictionaries: Dictionaries) -> Result<Marshaller> {
     if name.is_empty() || name.len() > 64 || !name.bytes().all(legal) {
         return refuse("needs a NAME of 1 to 64 characters of A-Z a-z 0-9 . _ -".into());
     }
-    if D::LIFETIME.ttl().is_some_and(|ttl| ttl.is_zero()) {
-        return refuse("needs a TTL above zero".into());
+    if let Some(ttl) = D::LIFETIME.ttl()
+        && (ttl.is_zero() || ttl > LONGEST_TTL)
+    {
+        return refuse(format!(
+            "needs a TTL above zero and of at most 100 years, not {ttl:?}; what never changes is Lifetime::Immutable"
+        ));
     }
-    if D::LEASE < Duration::from_secs(1) {
-        return refuse(format!("needs a LEASE of at least 1s, not {:?}", D::LEASE));
+    if D::LEASE < SHORTEST_LEASE || D::LEASE > LONGEST_LEASE {
+        return refuse(format!("needs a LEASE of 1s to 1h, not {:?}", D::LEASE));
+    }
+    if !pool.leases && D::LIFETIME != Lifetime::Immutable {
+        return refuse(format!(
+            "may change, and {} gives no leases that can be trusted (`via_proxy`); only data sets with \
+             Lifetime::Immutable can be cached there",
+            pool.description
+        ));
     }
     if D::MAX_LOADS == 0 {
         return refuse("needs MAX_LOADS of at least 1".into());

@@ -4,7 +4,7 @@ use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
@@ -114,7 +114,11 @@ impl<S: Source> Cache<S> {
 
     /// Plain numbers since the cache was built, one set per data set that was registered or used.
     pub fn stats(&self) -> CacheStats {
-        let accessors = self.shared.accessors.read().expect(UNPOISONED);
+        let accessors = self
+            .shared
+            .accessors
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
         let mut accessors: Vec<_> = accessors.by_type.values().map(|any| any.stats()).collect();
         accessors.sort_by_key(|stats| stats.name);
         CacheStats {
@@ -138,7 +142,11 @@ impl<S: Source> Cache<S> {
     /// Sends the reads of the data set of this name past the store, or through it again; `false` if there is none that
     /// was registered or used.
     pub fn bypass_accessor(&self, name: &str, bypass: bool) -> bool {
-        let accessors = self.shared.accessors.read().expect(UNPOISONED);
+        let accessors = self
+            .shared
+            .accessors
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
         let accessor = accessors
             .by_name
             .get(name)
@@ -180,7 +188,11 @@ impl<S: Source> Cache<S> {
     /// What all reads of this data set share; made on first use.
     pub(super) fn accessor<D: Dataset<Source = S>>(&self) -> Arc<Accessor<D>> {
         let known = {
-            let accessors = self.shared.accessors.read().expect(UNPOISONED);
+            let accessors = self
+                .shared
+                .accessors
+                .read()
+                .unwrap_or_else(PoisonError::into_inner);
             accessors.by_type.get(&TypeId::of::<D>()).map(Arc::clone)
         };
         let any = known.unwrap_or_else(|| self.first_use::<D>());
@@ -189,12 +201,19 @@ impl<S: Source> Cache<S> {
     }
 
     fn first_use<D: Dataset<Source = S>>(&self) -> Arc<dyn AnyAccessor> {
-        let mut accessors = self.shared.accessors.write().expect(UNPOISONED);
+        let mut accessors = self
+            .shared
+            .accessors
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = accessors.by_type.get(&TypeId::of::<D>()) {
             return Arc::clone(known);
         }
         let dictionaries = self.shared.dictionaries.get(&TypeId::of::<D>());
-        let mut accessor = Accessor::<D>::new(dictionaries.cloned().unwrap_or_default());
+        let mut accessor = Accessor::<D>::new(
+            dictionaries.cloned().unwrap_or_default(),
+            &self.shared.backend.pool(),
+        );
         if let Some(other) = accessors.by_name.get(D::NAME)
             && *other != TypeId::of::<D>()
         {
@@ -223,8 +242,6 @@ impl<S: Source> Cache<S> {
         accessor
     }
 }
-
-const UNPOISONED: &str = "nothing panics under this lock";
 
 /// Makes the accessor of one registered data set.
 type Register<S> = fn(&Cache<S>) -> Arc<dyn AnyAccessor>;

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::BytesMut;
 use smallvec::SmallVec;
-use tracing::Instrument as _;
+use tracing::{Instrument as _, Span};
 
 use super::accessor::{Accessor, Opened};
 use super::flight::Ticket;
@@ -32,6 +32,12 @@ const POLLS: [Duration; 5] = [
 
 /// A lease is taken over when it is older than this, and than twice what all but one in a hundred loads take.
 const OLD_LEASE: Duration = Duration::from_secs(2);
+
+/// Stands for the lease where there are none: what is stored under it is immutable.
+const UNFENCED: Token = Token {
+    token: [0; 2],
+    origin: 0,
+};
 
 /// The value of this key: from the store, or else loaded and stored. `None` if it has no row.
 ///
@@ -63,7 +69,7 @@ pub async fn get<'a, D: Dataset>(
                 accessor = D::NAME,
                 hits = tracing::field::Empty
             );
-            Fetch::<D, _>::new(cache, &mut one)
+            Fetch::<D, _>::new(cache, &mut one, span.clone())
                 .run(Way::Through)
                 .instrument(span)
                 .await?;
@@ -107,7 +113,7 @@ pub async fn get_many<'a, D: Dataset>(
                 keys = batch.values.len(),
                 hits = tracing::field::Empty
             );
-            Fetch::<D, _>::new(cache, &mut batch)
+            Fetch::<D, _>::new(cache, &mut batch, span.clone())
                 .run(Way::Through)
                 .instrument(span)
                 .await?;
@@ -128,7 +134,11 @@ pub async fn uncached<'a, D: Dataset>(
 ) -> Result<Option<D::Value>, LoadError<D::Error>> {
     let mut one = One { key, value: None };
     match reader.route() {
-        Route::Cached(cache) => Fetch::<D, _>::new(cache, &mut one).run(Way::Past).await?,
+        Route::Cached(cache) => {
+            Fetch::<D, _>::new(cache, &mut one, Span::none())
+                .run(Way::Past)
+                .await?
+        }
         Route::Direct(conn) => load_directly::<D>(conn, &mut one).await?,
     }
     Ok(one.value)
@@ -148,7 +158,7 @@ pub async fn refresh<'a, D: Dataset>(
     let mut one = One { key, value: None };
     match reader.route() {
         Route::Cached(cache) => {
-            Fetch::<D, _>::new(cache, &mut one)
+            Fetch::<D, _>::new(cache, &mut one, Span::none())
                 .run(Way::Refresh)
                 .await?
         }
@@ -333,10 +343,15 @@ enum Way {
 ///
 /// Every key is in exactly one of these places: answered, awaited from somebody else's load (`followed`), to be loaded
 /// (`missed`), held by somebody else's lease (`busy`), or not asked for with a lease yet (`later`).
-struct Fetch<'f, D: Dataset, A> {
+struct Fetch<'f, D: Dataset, A: Asked<D>> {
     cache: &'f Cache<D::Source>,
     accessor: Arc<Accessor<D>>,
     asked: &'f mut A,
+    span: Span,
+    /// Whether a loader asks, which shares nothing with others.
+    nested: bool,
+    /// The one key is there and good, and is loaded again.
+    replaces: bool,
     /// The wire keys of `positions`.
     wire: Keys,
     /// Which distinct key each wire key is.
@@ -354,6 +369,7 @@ struct Fetch<'f, D: Dataset, A> {
     absent: u64,
     misses: u64,
     shared: u64,
+    bytes: u64,
 }
 
 /// A key to be loaded: which distinct key it is, and the lease with its wire key, if its value may be stored.
@@ -363,11 +379,14 @@ struct Missed {
 }
 
 impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
-    fn new(cache: &'f Cache<D::Source>, asked: &'f mut A) -> Self {
+    fn new(cache: &'f Cache<D::Source>, asked: &'f mut A, span: Span) -> Self {
         Self {
             accessor: cache.accessor::<D>(),
             cache,
             asked,
+            span,
+            nested: load::is_nested(),
+            replaces: false,
             wire: Keys::new(),
             positions: Positions::new(),
             missed: Vec::new(),
@@ -380,6 +399,7 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
             absent: 0,
             misses: 0,
             shared: 0,
+            bytes: 0,
         }
     }
 
@@ -431,12 +451,13 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
         self.ask(&wire, WINDOW, |fetch, index, lookup| {
             let position = fetch.positions[index];
             let lease = match lookup {
-                Ok(Lookup::Hit { token, .. }) => Some(Lease::new(token, fetch.now())),
+                Ok(Lookup::Hit { token, .. }) => {
+                    fetch.replaces = true;
+                    Some(Lease::new(token, fetch.now()))
+                }
                 Ok(Lookup::Miss { lease }) => lease,
                 Ok(Lookup::Busy { token, .. }) => {
-                    let key = fetch.asked.key(position);
-                    if let Some(ticket) = fetch.accessor.flights.join_by_token(key, token) {
-                        fetch.followed.push((position, ticket));
+                    if fetch.follow_token(position, token) {
                         return;
                     }
                     None
@@ -455,7 +476,11 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
         self.wire = Keys::with_capacity(count);
         self.positions.reserve(count);
         for position in 0..count {
-            match self.accessor.flights.join(self.asked.key(position)) {
+            let running = match self.nested {
+                true => None,
+                false => self.accessor.flights.join(self.asked.key(position)),
+            };
+            match running {
                 Some(ticket) => self.followed.push((position, ticket)),
                 None => self.address(position),
             }
@@ -475,6 +500,19 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
                 self.miss(position, None);
             }
         }
+    }
+
+    /// Waits for the load of this key that holds this lease, if it is ours to wait for.
+    fn follow_token(&mut self, position: usize, token: Token) -> bool {
+        if self.nested {
+            return false;
+        }
+        let key = self.asked.key(position);
+        let Some(ticket) = self.accessor.flights.join_by_token(key, token) else {
+            return false;
+        };
+        self.followed.push((position, ticket));
+        true
     }
 
     fn miss(&mut self, position: usize, lease: Option<(usize, Lease)>) {
@@ -516,9 +554,11 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
         mut found: impl FnMut(&mut Self, usize, Result<Lookup>) + Send,
     ) {
         let trips = self.accessor.counters.trips(self.cache.tally.as_deref());
-        let options = GetOptions::lease(D::LEASE)
-            .lease_at_most(lease_at_most)
-            .trips(trips);
+        let options = match self.accessor.fenced {
+            true => GetOptions::lease(D::LEASE).lease_at_most(lease_at_most),
+            false => GetOptions::look(),
+        };
+        let options = options.trips(trips);
         self.wall = None;
         let backend = &self.cache.shared.backend;
         let found = &mut |index, lookup| found(self, index, lookup);
@@ -537,6 +577,10 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
         match lookup {
             Ok(Lookup::Hit { value, token }) => self.sort_hit(key, index, &value, token),
             Ok(Lookup::Miss { lease }) => {
+                let lease = match self.accessor.fenced {
+                    true => lease,
+                    false => Some(Lease::new(UNFENCED, self.now())),
+                };
                 self.miss(position, lease.map(|lease| (index, lease)));
             }
             Ok(Lookup::Busy { age, token }) => self.sort_busy(index, age, token),
@@ -551,6 +595,7 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
     fn sort_hit(&mut self, key: Key<'_>, index: usize, entry: &[u8], token: Token) {
         let position = self.positions[index];
         let now = self.now();
+        self.bytes += entry.len() as u64;
         match self.accessor.open(key, entry, now) {
             Opened::Value(value) => {
                 self.hits += 1;
@@ -562,10 +607,8 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
             }
             Opened::Rejected => {
                 // Somebody here may be replacing it already.
-                let key = self.asked.key(position);
-                match self.accessor.flights.join_by_token(key, token) {
-                    Some(ticket) => self.followed.push((position, ticket)),
-                    None => self.miss(position, Some((index, Lease::new(token, now)))),
+                if !self.follow_token(position, token) {
+                    self.miss(position, Some((index, Lease::new(token, now))));
                 }
             }
             Opened::FromAnotherTime => self.miss(position, None),
@@ -575,9 +618,8 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
     fn sort_busy(&mut self, index: usize, age: Duration, token: Token) {
         let position = self.positions[index];
         self.accessor.counters.busy.add(1);
-        let key = self.asked.key(position);
-        if let Some(ticket) = self.accessor.flights.join_by_token(key, token) {
-            self.followed.push((position, ticket));
+        if self.follow_token(position, token) {
+            // Its load is waited for.
         } else if age > OLD_LEASE && age > self.accessor.counters.load_latency.quantile(0.99) * 2 {
             self.accessor.counters.taken_over.add(1);
             let lease = Lease::new(token, self.now());
@@ -624,10 +666,15 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
     /// Loads what was missed, in one call of the loader, and waits for the values.
     async fn load(&mut self) -> Result<(), LoadError<D::Error>> {
         self.join_waiting_loads();
-        let missed = std::mem::take(&mut self.missed);
-        if missed.is_empty() {
+        if self.missed.is_empty() {
             return Ok(());
         }
+        // Once it holds a token, `close` waits for it.
+        let _token = self.cache.shared.tasks.token();
+        if self.cache.is_closed() && !self.nested {
+            return Err(LoadError::Closed { accessor: D::NAME });
+        }
+        let missed = std::mem::take(&mut self.missed);
         let leased = missed
             .iter()
             .filter_map(|missed| Some(missed.lease.as_ref()?.0));
@@ -640,7 +687,13 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
             .iter()
             .map(|&position| self.asked.key(position).clone())
             .collect();
-        let load = load::start(self.cache, &self.accessor, Order { keys, leases, wire })?;
+        let order = Order {
+            keys,
+            leases,
+            wire,
+            replaces: self.replaces,
+        };
+        let load = load::start(self.cache, &self.accessor, order);
         for (position, value) in positions.into_iter().zip(load.lead().await?) {
             self.asked.set(position, value);
         }
@@ -650,6 +703,9 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
     /// Follows, for what was missed without a lease, the loads that others have waiting: while this call looked, a herd
     /// of calls for the same key may have found no lease either.
     fn join_waiting_loads(&mut self) {
+        if self.nested {
+            return;
+        }
         let Self {
             missed,
             followed,
@@ -706,6 +762,7 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
             (&counters.absent, self.absent),
             (&counters.misses, self.misses),
             (&counters.shared, self.shared),
+            (&counters.read_bytes, self.bytes),
         ] {
             if count > 0 {
                 counter.add(count);
@@ -716,7 +773,35 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
             tally.count_reads(keys, self.hits, self.absent, self.misses, self.shared);
             tally.count_read_time(took);
         }
-        tracing::Span::current().record("hits", self.hits);
+        self.span.record("hits", self.hits);
+    }
+}
+
+/// A caller who leaves between winning leases and loading gives them back, or readers elsewhere would wait for nobody.
+impl<D: Dataset, A: Asked<D>> Drop for Fetch<'_, D, A> {
+    fn drop(&mut self) {
+        if self.missed.iter().all(|missed| missed.lease.is_none()) || !self.accessor.fenced {
+            return;
+        }
+        let mut wire = Keys::new();
+        let mut leases = Vec::new();
+        for Missed { position, lease } in std::mem::take(&mut self.missed) {
+            // The wire keys are gone with the exchange that was left.
+            if let Some((_, lease)) = lease.filter(|_| !self.replaces)
+                && let Ok(()) = wire.push(self.cache.prefix(), D::NAME, self.asked.key(position))
+            {
+                leases.push(lease);
+            }
+        }
+        let shared = Arc::clone(&self.cache.shared);
+        let options =
+            WriteOptions::trips(self.accessor.counters.trips(self.cache.tally.as_deref()));
+        let release = async move {
+            shared.backend.release_many(&wire, leases, &options).await;
+        };
+        let tasks = &self.cache.shared.tasks;
+        let rt = self.cache.shared.rt;
+        rt.spawn_if_running(tasks.track_future(release));
     }
 }
 

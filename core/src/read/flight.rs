@@ -12,10 +12,14 @@
 //!
 //! A load without a lease can be joined only in the first case. The next one for its key waits until it is done, so
 //! that a key has at most one load running and one waiting when the store is away.
+//!
+//! A loader that reads through the cache shares nothing: the load it would wait for may wait for the place that its own
+//! load holds, or for its own load's value.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
@@ -121,7 +125,8 @@ impl<D: Dataset> Flights<D> {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<D::Key, Slot<D>, foldhash::fast::RandomState>> {
-        self.slots.lock().expect("nothing panics under this lock")
+        // Hashing and comparing keys is the user's code.
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -183,7 +188,7 @@ impl<D: Dataset> Load<D> {
     }
 
     fn lock(&self) -> MutexGuard<'_, State<D>> {
-        self.state.lock().expect("nothing panics under this lock")
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn join(self: &Arc<Self>, index: usize) -> Option<Ticket<D>> {
@@ -291,8 +296,9 @@ impl<D: Dataset> Load<D> {
         let State { values, joined, .. } = &mut *state;
         let rows = values.iter_mut().enumerate().map(|(index, value)| {
             let awaited = joined.get(index).copied().unwrap_or(false);
-            let value = if awaited { value.clone() } else { value.take() };
-            value.expect("only the leader takes values")
+            let left = value.as_ref().filter(|_| awaited).and_then(copy);
+            let taken = std::mem::replace(value, left);
+            taken.expect("only the leader takes values")
         });
         Ok(rows.collect())
     }
@@ -317,6 +323,11 @@ impl<D: Dataset> Ticket<D> {
         if self.until == Phase::Settled && lost {
             return None;
         }
-        state.values[self.index].clone().map(Ok)
+        state.values[self.index].as_ref().and_then(copy).map(Ok)
     }
+}
+
+/// A copy, or nothing if copying panics: cloning is the user's code, and who gets no copy looks for itself.
+fn copy<V: Clone>(value: &V) -> Option<V> {
+    catch_unwind(AssertUnwindSafe(|| value.clone())).ok()
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::accessor::Accessor;
 use super::{Cache, Dataset, FlushError, Source};
-use crate::contract::{Error, ErrorKind, Keys, Target, Trips, WriteOptions};
+use crate::contract::{Error, ErrorKind, Keys, Prefix, Target, Trips, WriteOptions};
 
 /// Keys deleted in one exchange per server.
 const CHUNK: usize = 10_000;
@@ -13,8 +13,8 @@ const CHUNK: usize = 10_000;
 impl<S: Source> Cache<S> {
     /// Deletes the entries of these keys, and voids their leases: call it after the write was committed.
     ///
-    /// Once it has answered `Ok`, every read that begins later sees the write, in every process. The deletes run in a
-    /// task of their own, which goes on if the caller is dropped; a caller that may be dropped between commit and
+    /// Once it has answered `Ok`, every read that begins later sees the write, in every process that has the same prefix
+    /// and servers. The deletes run in a task of their own, which goes on if the caller is dropped; a caller that may be dropped between commit and
     /// flush, as a request handler may, runs both in one spawned task. One exchange per server and 10,000 keys.
     ///
     /// # Errors
@@ -34,24 +34,40 @@ impl<S: Source> Cache<S> {
         let unsettled = self.tally.as_ref().map(|tally| tally.unsettled());
         let trips = accessor.counters.trips(self.tally.as_deref());
         let targets = self.shared.generations.targets();
-        let task = self.shared.tasks.track_future(async move {
-            let _unsettled = unsettled;
-            delete(&accessor, &keys, &targets, trips).await
+        let keys: Arc<[D::Key]> = keys.into();
+        let task = self.shared.tasks.track_future({
+            let keys = Arc::clone(&keys);
+            async move {
+                let _unsettled = unsettled;
+                delete(&accessor, &keys, &targets, trips).await
+            }
         });
-        self.shared.rt.spawn(task).await.unwrap_or_else(|_| {
+        self.shared.rt.spawn(task).await.unwrap_or_else(|end| {
+            let what = match end.is_panic() {
+                true => "panicked",
+                false => "was cut off by the end of the runtime",
+            };
             Err(FlushError {
                 accessor: D::NAME,
-                keys: Vec::new(),
+                keys: readable::<D>(self.prefix(), &keys),
                 cause: Error::new(
                     ErrorKind::Unavailable,
-                    format!(
-                        "the flush of `{}` was cut off by the end of the runtime",
-                        D::NAME
-                    ),
+                    format!("the flush of `{}` {what}", D::NAME),
                 ),
             })
         })
     }
+}
+
+/// The keys as a person reads them.
+fn readable<D: Dataset>(prefix: Prefix, keys: &[D::Key]) -> Vec<String> {
+    let mut wire = Keys::new();
+    for key in keys {
+        let _ = wire.push(prefix, D::NAME, key);
+    }
+    wire.iter()
+        .map(|key| key.without_prefix().to_owned())
+        .collect()
 }
 
 async fn delete<D: Dataset>(

@@ -19,7 +19,7 @@ use super::flight::{Answer, Load, Phase};
 use super::{Cache, Dataset, Form, LoadError, Rows, Source};
 use crate::Instant;
 use crate::contract::{
-    ErrorKind, Fill, FillOutcome, Keys, Lease, Lost, Result, Trips, WriteOptions,
+    ErrorKind, Fill, FillOutcome, Keys, Lease, Lost, Result, Set, Trips, WriteOptions,
 };
 use crate::entry::Marshaller;
 use crate::stats::Unsettled;
@@ -72,19 +72,23 @@ pub(super) struct Order<D: Dataset> {
     pub(super) leases: Vec<Option<Lease>>,
     /// The wire keys of those that have a lease, in order.
     pub(super) wire: Keys,
+    /// The leases are tokens of good entries, which stay if the load fails.
+    pub(super) replaces: bool,
+}
+
+/// Whether the caller is a loader.
+pub(super) fn is_nested() -> bool {
+    LOADING.try_with(|_| ()).is_ok()
 }
 
 /// Starts a load in a task of its own.
 ///
-/// The caller waits with [`Load::lead`], or leaves. Fails if the cache was closed.
+/// The caller waits with [`Load::lead`], or leaves.
 pub(super) fn start<D: Dataset>(
     cache: &Cache<D::Source>,
     accessor: &Arc<Accessor<D>>,
     order: Order<D>,
-) -> Result<Arc<Load<D>>, LoadError<D::Error>> {
-    if cache.is_closed() {
-        return Err(LoadError::Closed { accessor: D::NAME });
-    }
+) -> Arc<Load<D>> {
     let tokens = order
         .leases
         .iter()
@@ -99,6 +103,7 @@ pub(super) fn start<D: Dataset>(
         accessor: Arc::clone(accessor),
         load: Arc::clone(&load),
         nested: parent.is_some(),
+        replaces: order.replaces,
         over: false,
         _unsettled: cache.tally.as_ref().map(|tally| tally.unsettled()),
     };
@@ -111,7 +116,7 @@ pub(super) fn start<D: Dataset>(
     let task = LOADING.scope(chain, running.run(before, order.leases, order.wire));
     let tracked = cache.shared.tasks.track_future(task.instrument(span));
     drop(cache.shared.rt.spawn(tracked));
-    Ok(load)
+    load
 }
 
 /// A load under way. Dropped before it is over (by a panic, or with the runtime), it fails its waiters.
@@ -121,6 +126,7 @@ struct Running<D: Dataset> {
     load: Arc<Load<D>>,
     /// Whether a loader asked for it, which holds places already.
     nested: bool,
+    replaces: bool,
     over: bool,
     _unsettled: Option<Unsettled>,
 }
@@ -151,7 +157,10 @@ impl<D: Dataset> Running<D> {
             Ok(values) => self.seal(values, leases, &wire, cost),
             Err(error) => {
                 self.count_failure(error);
-                Fills::release_all(leases)
+                match self.replaces {
+                    true => Fills::default(),
+                    false => Fills::release_all(leases),
+                }
             }
         };
         let stored = self.store(rows, fills, &wire).await;
@@ -166,13 +175,13 @@ impl<D: Dataset> Running<D> {
     ) -> Result<Option<[OwnedSemaphorePermit; 2]>, LoadError<D::Error>> {
         let shared = &self.cache.shared;
         let place = async {
+            if self.nested {
+                // The loader that asked holds a place, or the value that others wait for: were it to wait for another
+                // one, as many of them as there are places would wait for each other.
+                return None;
+            }
             for load in before {
                 load.reached(Phase::Loaded).await;
-            }
-            if self.nested {
-                // The loader that asked holds a place: if it waited for another one, as many of them as there are
-                // places would wait for each other.
-                return None;
             }
             let own = Arc::clone(&self.accessor.places).acquire_owned().await;
             let common = Arc::clone(&shared.places).acquire_owned().await;
@@ -288,6 +297,7 @@ impl<D: Dataset> Running<D> {
                     &mut entries,
                 )
             {
+                counters.filled_bytes.add(entries.len() as u64);
                 let fill = Fill::new(lease, entries.split().freeze()).ttl(ttl.map(jittered));
                 fills.fill.push((position, fill));
             } else {
@@ -378,8 +388,14 @@ impl<D: Dataset> Running<D> {
         let mut filling = pin!(async {
             if fill.is_empty() {
                 Vec::new()
-            } else {
+            } else if self.accessor.fenced {
                 backend.fill_many(&fill_keys, fill, &options).await
+            } else {
+                let set = |fill: Fill| Set::new(fill.value).ttl(fill.ttl);
+                let sets = fill.into_iter().map(set).collect();
+                let answers = backend.set_immutable_many(&fill_keys, sets, &options);
+                let stored = |answer: Result<()>| answer.map(|()| FillOutcome::Stored);
+                answers.await.into_iter().map(stored).collect()
             }
         });
         let at_once = poll_once(filling.as_mut()).await;
@@ -388,7 +404,7 @@ impl<D: Dataset> Running<D> {
             Some(outcomes) => outcomes,
             None => filling.await,
         };
-        if !release.is_empty() {
+        if !release.is_empty() && self.accessor.fenced {
             // A release that fails leaves a placeholder, which readers take over when it has grown old.
             backend.release_many(&release_keys, release, &options).await;
         }
@@ -410,7 +426,8 @@ impl<D: Dataset> Running<D> {
                         tracing::warn!(
                             accessor = D::NAME,
                             lease = ?D::LEASE,
-                            "a load took longer than its lease, so that its value wasn't stored; raise LEASE"
+                            "a load, with the time it waited for its place, took longer than its lease, so that its \
+                             value wasn't stored; raise LEASE"
                         );
                     }
                 }

@@ -313,3 +313,46 @@ fn a_value_may_open_another_while_it_is_opened_and_sealed() {
     let checked = outer.check(keys.get(0), &entry).unwrap();
     assert_eq!(outer.open(checked), Ok(Some(value)));
 }
+
+#[track_caller]
+fn check_opens<T>(marshaller: &Marshaller, value: &T)
+where
+    T: Serialize + serde::de::DeserializeOwned + PartialEq,
+{
+    let entry = seal(marshaller, value);
+    let keys = keys();
+    let checked = marshaller.check(keys.get(0), &entry).unwrap();
+    match marshaller.open::<T>(checked) {
+        Ok(opened) => assert!(opened.as_ref() == Some(value), "{marshaller:?}"),
+        Err(rejection) => panic!("{} bytes are {rejection:?}: {marshaller:?}", entry.len()),
+    }
+}
+
+#[test]
+fn lists_of_small_elements_open_up_to_max_value() {
+    const LARGEST: usize = 4 << 20;
+    for codec in CODECS {
+        let marshaller = marshaller(codec).max_value(LARGEST);
+        // What takes the fewest bytes as written, next to what it counts in memory.
+        let numbers = match codec {
+            Codec::Json => LARGEST / 2 - 1,
+            _ => LARGEST - 8,
+        };
+        check_opens(&marshaller, &vec![7_u8; numbers]);
+        check_opens(&marshaller, &vec![String::new(); LARGEST / 3 - 1]);
+        check_opens(&marshaller, &vec![Vec::<u8>::new(); LARGEST / 3 - 1]);
+        check_opens(&marshaller, &vec![None::<String>; LARGEST / 5 - 1]);
+        check_opens(&marshaller, &vec![(1_u8, 2_u8); LARGEST / 6 - 1]);
+    }
+}
+
+#[test]
+fn lists_of_absent_large_elements_open() {
+    type Large = Vec<Option<[u64; 16]>>;
+    for codec in CODECS {
+        let marshaller = marshaller(codec).max_value(1 << 20);
+        check_opens::<Large>(&marshaller, &vec![None; 200_000]);
+    }
+    let default = marshaller(Codec::Postcard);
+    check_opens::<Large>(&default, &vec![None; 200_000]);
+}

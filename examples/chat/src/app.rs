@@ -10,7 +10,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::data::{Messages, Streams, Subscribers, Users, UsersByEmail};
-use crate::db::Db;
+use crate::db::{self, Db};
 use crate::dictionary::Dictionaries;
 use crate::fill::fill_once;
 use crate::lock::{Lock, beside};
@@ -53,6 +53,9 @@ impl App {
             .register::<UsersByEmail>()
             .register::<Streams>()
             .register::<Subscribers>()
+            // One reader is left for the queries that aren't loads.
+            .max_loads(db::READERS as usize - 1)
+            .load_queue(db::PATIENCE)
             .dictionaries::<Messages>(dictionaries.current, dictionaries.older)
             .build()
             .await

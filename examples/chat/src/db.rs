@@ -15,11 +15,14 @@ use sqlx::{Sqlite, Transaction};
 
 use crate::{During as _, StartError, StartResult};
 
-/// How long a writer waits for a writer of another process, and anybody for a free connection.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a writer waits for a writer of another process, anybody for a free connection, and a load for its turn.
+pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Connections for reading: each is a thread, and one query of a loader occupies one.
-const READERS: u32 = 8;
+pub const READERS: u32 = 8;
+
+/// SQLite's code for a lock that wasn't free in time; its upper bits say which.
+const SQLITE_BUSY: u32 = 5;
 
 /// Statements that bring the schema from version N to N + 1, where N is the position in this list.
 const MIGRATIONS: &[&str] = &[include_str!("schema.sql")];
@@ -92,6 +95,18 @@ impl larder::Source for Db {
 
     async fn acquire(&self) -> Result<Self::Guard, Self::Error> {
         self.read().await
+    }
+}
+
+/// Whether this error says only that everybody wants the database at once: no connection, or not the lock, in time.
+pub(crate) fn is_overload(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::PoolTimedOut => true,
+        sqlx::Error::Database(error) => error
+            .code()
+            .and_then(|code| code.parse().ok())
+            .is_some_and(|code: u32| code & 0xff == SQLITE_BUSY),
+        _ => false,
     }
 }
 

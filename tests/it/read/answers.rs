@@ -288,6 +288,17 @@ async fn refresh_loads_again_and_replaces_the_entry() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_refresh_that_fails_leaves_the_entry() {
+    let shelf = Shelf::of([7]);
+    let (cache, tally) = cache(&shelf).await.tallied();
+    get::<Row>(&cache, &7).await.unwrap();
+    shelf.fail();
+    assert!(refresh::<Row>(&cache, &7).await.is_err());
+    tally.settled().await;
+    assert_eq!(get::<Row>(&cache, &7).await.unwrap(), text(7));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_refresh_that_a_flush_overtakes_stores_nothing() {
     let shelf = Shelf::of([7]);
     let cache = cache(&shelf).await;
@@ -371,6 +382,8 @@ async fn a_tally_counts_only_its_own_clone() {
         (stats.keys, stats.hits, stats.misses, stats.trips),
         (16, 6, 10, 4)
     );
+    // Ten entries of eighteen bytes of envelope, one of length and five of text; six were read.
+    assert_eq!((stats.filled_bytes, stats.read_bytes), (240, 144));
 }
 
 dataset!(Other = "row", Lifetime::Ttl(HOUR));

@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use larder_core::{BackendExt as _, Cache, Lifetime, LoadError, get, get_many};
+use larder_core::{
+    BackendExt as _, Cache, Dataset, Lifetime, LoadError, Plain, Rows, get, get_many,
+};
 use tokio::task::JoinHandle;
 
 use super::gate::Gate;
-use super::shelf::{Broken, HOUR, Row, Shelf, cache, cache_on, dataset, memory, text};
+use super::shelf::{Broken, Conn, HOUR, Row, Shelf, cache, cache_on, dataset, memory, text};
 
 type Answer = Result<Option<String>, LoadError<Broken>>;
 
@@ -335,6 +337,114 @@ async fn a_flush_goes_on_when_its_caller_is_dropped() {
         get::<Row>(&cache, &7).await.unwrap().as_deref(),
         Some("new")
     );
+}
+
+/// A caller is dropped when it has won leases and hasn't loaded yet.
+#[tokio::test(start_paused = true)]
+async fn a_caller_who_leaves_gives_its_leases_back() {
+    let shelf = Shelf::of([7, 8]);
+    let store = memory();
+    let gate = Gate::new(Arc::clone(&store));
+    let leaving = cache_on(&shelf, Arc::clone(&gate) as _).await;
+    let other = cache_on(&shelf, store).await;
+    gate.delivered_gets().close();
+    let caller = tokio::spawn({
+        let leaving = leaving.clone();
+        async move { get_many::<Row>(&leaving, [7, 8]).await.map(drop) }
+    });
+    gate.delivered_gets().arrived().await;
+    caller.abort();
+    assert!(caller.await.unwrap_err().is_cancelled());
+    quiet().await;
+    let (other, tally) = other.tallied();
+    get_many::<Row>(&other, [7, 8]).await.unwrap();
+    tally.settled().await;
+    let stats = &other.stats().accessors[0];
+    assert_eq!((stats.busy, stats.fills_stored), (0, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_read_that_comes_while_the_cache_closes_leaves_no_lease() {
+    let shelf = Shelf::of([7, 8]);
+    let store = memory();
+    let closing = cache_on(&shelf, Arc::clone(&store)).await;
+    let other = cache_on(&shelf, store).await;
+    shelf.hold();
+    let under_way = reading(&closing, 7);
+    shelf.held().await;
+    let close = tokio::spawn({
+        let closing = closing.clone();
+        async move { closing.close(Duration::from_secs(10)).await }
+    });
+    quiet().await;
+    assert!(matches!(
+        get::<Row>(&closing, &8).await,
+        Err(LoadError::Closed { .. })
+    ));
+    quiet().await;
+    shelf.let_go();
+    assert_eq!(get::<Row>(&other, &8).await.unwrap(), text(8));
+    assert_eq!(other.stats().accessors[0].busy, 0);
+    assert_eq!(under_way.await.unwrap().unwrap(), text(7));
+    close.await.unwrap();
+}
+
+/// A value that can't be copied: whoever would share it loads for itself, and nothing else is harmed.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+struct Unique(u64);
+
+impl Clone for Unique {
+    fn clone(&self) -> Self {
+        panic!("a copy of {}", self.0)
+    }
+}
+
+enum Uniques {}
+
+impl Dataset for Uniques {
+    const NAME: &'static str = "unique";
+    const LIFETIME: Lifetime = Lifetime::Ttl(HOUR);
+    type Source = Shelf;
+    type Key = u64;
+    type Value = Unique;
+    type Form = Plain;
+    type Error = Broken;
+
+    async fn load(shelf: &mut Conn, ids: Vec<u64>) -> Result<Rows<Self>, Broken> {
+        shelf.0.load(&ids).await?;
+        Ok(ids.into_iter().map(|id| (id, Unique(id))).collect())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clone_that_panics_costs_who_shares_a_look_of_its_own() {
+    let shelf = Shelf::of([7]);
+    let (gate, cache) = gated(&shelf).await;
+    gate.answered_fills().close();
+    shelf.hold();
+    let read = || {
+        let cache = cache.clone();
+        tokio::spawn(async move { get::<Uniques>(&cache, &7).await })
+    };
+    let first = read();
+    shelf.held().await;
+    let follower = read();
+    quiet().await;
+    shelf.let_go();
+    assert_eq!(
+        first.await.unwrap().unwrap().map(|unique| unique.0),
+        Some(7)
+    );
+    gate.answered_fills().open();
+    assert_eq!(
+        follower.await.unwrap().unwrap().map(|unique| unique.0),
+        Some(7)
+    );
+    assert_eq!(
+        read().await.unwrap().unwrap().map(|unique| unique.0),
+        Some(7)
+    );
+    assert_eq!(shelf.loads(), 1);
 }
 
 /// Two caches on one store are two processes: they share no memory.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -18,7 +18,10 @@ pub(crate) struct Gate {
     inner: Arc<dyn Backend>,
     down: AtomicBool,
     gets: Barrier,
+    delivered: Barrier,
     replies: Barrier,
+    deletes: Barrier,
+    dawdle: AtomicU32,
     after_fill: Mutex<Option<BoxFuture>>,
 }
 
@@ -69,7 +72,10 @@ impl Gate {
             inner,
             down: AtomicBool::new(false),
             gets: Barrier::new(),
+            delivered: Barrier::new(),
             replies: Barrier::new(),
+            deletes: Barrier::new(),
+            dawdle: AtomicU32::new(0),
             after_fill: Mutex::default(),
         })
     }
@@ -84,14 +90,35 @@ impl Gate {
         &self.gets
     }
 
+    /// Look-ups that have handed all answers over wait here before they end.
+    pub(crate) fn delivered_gets(&self) -> &Barrier {
+        &self.delivered
+    }
+
     /// Fills that were executed wait here with their answers.
     pub(crate) fn answered_fills(&self) -> &Barrier {
         &self.replies
     }
 
+    /// Deletes that were executed wait here with their answers.
+    pub(crate) fn answered_deletes(&self) -> &Barrier {
+        &self.deletes
+    }
+
+    /// From now on every request and every answer is on its way for up to this many turns of the scheduler.
+    pub(crate) fn dawdle(&self, turns: u32) {
+        self.dawdle.store(turns, Ordering::Relaxed);
+    }
+
     /// What happens once, after the next fill was executed and before it returns for the first time. It must not wait.
     pub(crate) fn after_fill(&self, hook: impl Future<Output = ()> + Send + 'static) {
         *self.after_fill.lock().unwrap() = Some(Box::pin(hook));
+    }
+
+    async fn linger(&self) {
+        for _ in 0..fastrand::u32(0..=self.dawdle.load(Ordering::Relaxed)) {
+            tokio::task::yield_now().await;
+        }
     }
 
     fn trouble<T>(&self, keys: &Keys) -> Option<Vec<Result<T>>> {
@@ -117,14 +144,17 @@ impl fmt::Display for Gate {
 #[async_trait]
 impl Backend for Gate {
     async fn get_each(&self, keys: &Keys, options: &GetOptions, found: Found<'_>) {
+        self.linger().await;
         let answers = match self.trouble(keys) {
             Some(trouble) => trouble,
             None => self.inner.get_many(keys, options).await,
         };
+        self.linger().await;
         self.gets.pass().await;
         for (position, answer) in answers.into_iter().enumerate() {
             found(position, answer);
         }
+        self.delivered.pass().await;
     }
 
     async fn fill_many(
@@ -136,7 +166,9 @@ impl Backend for Gate {
         if let Some(trouble) = self.trouble(keys) {
             return trouble;
         }
+        self.linger().await;
         let answers = self.inner.fill_many(keys, fills, options).await;
+        self.linger().await;
         let hook = self.after_fill.lock().unwrap().take();
         if let Some(hook) = hook {
             hook.await;
@@ -151,6 +183,7 @@ impl Backend for Gate {
         leases: Vec<Lease>,
         options: &WriteOptions,
     ) -> Vec<Result<()>> {
+        self.linger().await;
         match self.trouble(keys) {
             Some(trouble) => trouble,
             None => self.inner.release_many(keys, leases, options).await,
@@ -158,10 +191,14 @@ impl Backend for Gate {
     }
 
     async fn delete_many(&self, keys: &Keys, options: &WriteOptions) -> Vec<Result<()>> {
-        match self.trouble(keys) {
+        self.linger().await;
+        let answers = match self.trouble(keys) {
             Some(trouble) => trouble,
             None => self.inner.delete_many(keys, options).await,
-        }
+        };
+        self.linger().await;
+        self.deletes.pass().await;
+        answers
     }
 
     async fn set_immutable_many(

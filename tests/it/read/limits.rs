@@ -249,6 +249,47 @@ async fn a_load_that_asks_for_itself_is_told_so() {
     }
 }
 
+/// The one place is held by the load of 41, whose loader asks for 40, whose load waits for the place.
+#[tokio::test(start_paused = true)]
+async fn a_nested_read_does_not_wait_behind_its_own_place() {
+    let cache = nested().await;
+    let started = tokio::time::Instant::now();
+    let (outer, queued) = tokio::join!(get::<Count>(&cache, &41), get::<Count>(&cache, &40));
+    assert_eq!((outer.unwrap(), queued.unwrap()), (Some(41), Some(40)));
+    assert!(
+        started.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        started.elapsed()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn loads_that_ask_for_each_other_are_told_so() {
+    let cache = nested().await;
+    let started = tokio::time::Instant::now();
+    let (one, other) = tokio::join!(get::<Count>(&cache, &2_000), get::<Count>(&cache, &2_001));
+    for error in [one.unwrap_err(), other.unwrap_err()] {
+        let text = error.to_string();
+        assert!(
+            text.contains("asked through the cache for a value it was loading"),
+            "{text}"
+        );
+    }
+    assert!(
+        started.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        started.elapsed()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_load_under_way_may_read_through_the_cache_while_it_closes() {
+    let cache = nested().await;
+    let read = get::<Count>(&cache, &20);
+    let (read, ()) = tokio::join!(read, cache.close(Duration::from_secs(10)));
+    assert_eq!(read.unwrap(), Some(20));
+}
+
 #[tokio::test(start_paused = true)]
 async fn close_waits_for_loads_and_their_fills_and_starts_no_more() {
     let shelf = Shelf::of([7, 8]);
@@ -297,7 +338,9 @@ async fn close_gives_up_at_its_deadline() {
 async fn what_cannot_be_cached_fails_when_the_cache_is_built() {
     dataset!(Nameless = "no name", Lifetime::Ttl(HOUR));
     dataset!(Momentary = "momentary", Lifetime::Ttl(Duration::ZERO));
+    dataset!(Eternal = "eternal", Lifetime::Ttl(Duration::MAX));
     dataset!(Unleased = "unleased", Lifetime::Ttl(HOUR), LEASE: Duration = Duration::ZERO);
+    dataset!(Reserved = "reserved", Lifetime::Ttl(HOUR), LEASE: Duration = Duration::MAX);
 
     #[track_caller]
     fn check(built: Result<Cache<Shelf>, larder_core::Error>, expected: &str) {
@@ -314,8 +357,16 @@ async fn what_cannot_be_cached_fails_when_the_cache_is_built() {
         "needs a TTL above zero",
     );
     check(
+        builder().register::<Eternal>().build().await,
+        "of at most 100 years",
+    );
+    check(
+        builder().register::<Reserved>().build().await,
+        "needs a LEASE of 1s to 1h",
+    );
+    check(
         builder().register::<Unleased>().build().await,
-        "needs a LEASE of at least 1s",
+        "needs a LEASE of 1s to 1h",
     );
     check(
         Cache::builder(Shelf::default()).build().await,

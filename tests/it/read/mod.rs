@@ -1,8 +1,14 @@
 //! Accessors on the memory store: what a read answers, what it costs, and what it shares.
 
 mod answers;
+mod drops;
 mod entries;
 mod flights;
 mod gate;
 mod limits;
+#[cfg(feature = "metrics")]
+mod metrics;
+mod observed;
+mod shapes;
 mod shelf;
+mod stopping;

@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde_json::json;
 use tracing::error;
 
+use crate::db::is_overload;
 use crate::writes::{Flush, WriteError};
 
 /// An answer of this status with this value as JSON.
@@ -54,6 +55,14 @@ impl ApiError {
         }
     }
 
+    /// The database is asked for more than it can answer in time.
+    fn overloaded() -> Self {
+        Self {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            reason: "the database has too much to do; try again in a moment".to_owned(),
+        }
+    }
+
     /// The chat's own trouble: the log says which.
     pub(super) fn internal(cause: impl std::fmt::Display) -> Self {
         error!(%cause, "a request failed");
@@ -78,20 +87,21 @@ impl IntoResponse for ApiError {
 /// Trouble of the store never comes here: it costs a load.
 impl From<LoadError<sqlx::Error>> for ApiError {
     fn from(error: LoadError<sqlx::Error>) -> Self {
-        match error {
-            LoadError::Overloaded { .. } => Self {
-                status: StatusCode::SERVICE_UNAVAILABLE,
-                reason: "too many loads from the database are waiting; try again in a moment"
-                    .to_owned(),
-            },
-            error => Self::internal(error),
+        match &error {
+            LoadError::Overloaded { .. } | LoadError::Timeout { .. } => Self::overloaded(),
+            LoadError::Loader(cause) if is_overload(cause) => Self::overloaded(),
+            _ => Self::internal(error),
         }
     }
 }
 
 impl From<sqlx::Error> for ApiError {
     fn from(error: sqlx::Error) -> Self {
-        Self::internal(error)
+        if is_overload(&error) {
+            Self::overloaded()
+        } else {
+            Self::internal(error)
+        }
     }
 }
 
@@ -181,19 +191,33 @@ mod tests {
 
     use super::*;
 
+    #[track_caller]
+    fn check(error: impl Into<ApiError>, status: StatusCode, retry_after: Option<&str>) {
+        let response = error.into().into_response();
+        assert_eq!(response.status(), status);
+        let header = response.headers().get(header::RETRY_AFTER);
+        assert_eq!(header.map(|value| value.to_str().unwrap()), retry_after);
+    }
+
     #[test]
     fn overload_is_said_with_when_to_come_back_and_nothing_else_is_503() {
-        let overloaded = LoadError::Overloaded {
-            accessor: "message",
-            after: Duration::from_secs(30),
-        };
-        let response = ApiError::from(overloaded).into_response();
-        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
-        assert_eq!(response.headers()[header::RETRY_AFTER], "1");
-
-        let failed = LoadError::Loader(sqlx::Error::RowNotFound.into());
-        let response = ApiError::from(failed).into_response();
-        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
-        assert!(!response.headers().contains_key(header::RETRY_AFTER));
+        type Load = LoadError<sqlx::Error>;
+        let (accessor, after) = ("message", Duration::from_secs(30));
+        let (busy, broken) = (
+            StatusCode::SERVICE_UNAVAILABLE,
+            StatusCode::INTERNAL_SERVER_ERROR,
+        );
+        check(Load::Overloaded { accessor, after }, busy, Some("1"));
+        check(Load::Timeout { accessor, after }, busy, Some("1"));
+        check(
+            Load::Loader(sqlx::Error::PoolTimedOut.into()),
+            busy,
+            Some("1"),
+        );
+        check(sqlx::Error::PoolTimedOut, busy, Some("1"));
+        let load = Load::Loader(sqlx::Error::RowNotFound.into());
+        check(load, broken, None);
+        check(Load::Panicked { accessor }, broken, None);
+        check(sqlx::Error::RowNotFound, broken, None);
     }
 }

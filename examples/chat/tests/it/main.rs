@@ -2,6 +2,7 @@
 
 mod filling;
 mod messages;
+mod overload;
 mod page;
 mod store;
 mod support;

@@ -50,6 +50,7 @@ impl Place {
 }
 
 /// A running chat.
+#[derive(Clone)]
 pub(crate) struct Chat {
     pub(crate) app: Arc<App>,
     pub(crate) router: Router,
