@@ -501,11 +501,14 @@ async fn leases_that_came_for_a_caller_who_left_are_given_back() {
                 sleep(Duration::from_millis(1)).await;
             }
         }
-        for number in [0, count / 2, count - 1] {
+        let left = Instant::now();
+        for number in (0..count).step_by(97) {
             let key = format!("key:{number}");
             while fake.peek(&key).is_some() {
                 sleep(Duration::from_millis(1)).await;
             }
+            // Long before the lease runs out.
+            assert!(left.elapsed() < Duration::from_secs(1), "{count} keys");
             win(&client, &key).await;
         }
     }
