@@ -514,6 +514,7 @@ async fn leases_that_came_for_a_caller_who_left_are_given_back() {
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .start_paused(true)
         .build()
         .unwrap()
 }
@@ -523,6 +524,18 @@ fn of_any_runtime() -> (Fake, Arc<Memcached>) {
     let fake = Fake::with_rt(Settings::default(), Rt::new());
     let client = client(&fake);
     (fake, client)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_answers_no_dial_costs_the_dials_time_and_then_none() {
+    let fake = Fake::new();
+    let client = client(&fake);
+    fake.set_dials(Dials::Ignored);
+    for expected in [Duration::from_millis(250), Duration::ZERO] {
+        let before = Instant::now();
+        assert!(client.get("key", &GetOptions::look()).await.is_err());
+        assert_eq!(before.elapsed(), expected);
+    }
 }
 
 #[test]

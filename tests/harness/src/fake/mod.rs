@@ -167,12 +167,14 @@ impl Fake {
     pub async fn connect(&self) -> io::Result<Pipe> {
         let mut changes = self.shared.changes.subscribe();
         loop {
-            let id = self.change(|state| match state.dials {
+            // A look changes nothing while dials are ignored, and must not wake itself.
+            let id = self.look(|state| match state.dials {
                 Dials::Ignored => Ok(None),
                 Dials::Refused => Err(io::Error::from(io::ErrorKind::ConnectionRefused)),
                 Dials::Accepted => Ok(Some(state.accept())),
             })?;
             if let Some(id) = id {
+                self.change(|_| ());
                 return Ok(Pipe::new(self.clone(), id));
             }
             // The sender lives as long as this handle.
