@@ -61,22 +61,9 @@ pub async fn get<'a, D: Dataset>(
     reader: impl Reader<'a, D::Source>,
     key: &D::Key,
 ) -> Result<Option<D::Value>, LoadError<D::Error>> {
-    let mut one = One { key, value: None };
-    match reader.route() {
-        Route::Cached(cache) => {
-            let span = tracing::debug_span!(
-                "larder.get",
-                accessor = D::NAME,
-                hits = tracing::field::Empty
-            );
-            Fetch::<D, _>::new(cache, &mut one, span.clone())
-                .run(Way::Through)
-                .instrument(span)
-                .await?;
-        }
-        Route::Direct(conn) => load_directly::<D>(conn, &mut one).await?,
-    }
-    Ok(one.value)
+    let hits = tracing::field::Empty;
+    let span = tracing::debug_span!("larder.get", accessor = D::NAME, hits);
+    read_one::<D>(reader, key, Way::Through, span).await
 }
 
 /// The values of these keys: one exchange with the store per server, one call of the loader for what it hasn't, one
@@ -132,16 +119,7 @@ pub async fn uncached<'a, D: Dataset>(
     reader: impl Reader<'a, D::Source>,
     key: &D::Key,
 ) -> Result<Option<D::Value>, LoadError<D::Error>> {
-    let mut one = One { key, value: None };
-    match reader.route() {
-        Route::Cached(cache) => {
-            Fetch::<D, _>::new(cache, &mut one, Span::none())
-                .run(Way::Past)
-                .await?
-        }
-        Route::Direct(conn) => load_directly::<D>(conn, &mut one).await?,
-    }
-    Ok(one.value)
+    read_one::<D>(reader, key, Way::Past, Span::none()).await
 }
 
 /// Loads the value of this key again, and stores it in place of the one that is there.
@@ -155,12 +133,22 @@ pub async fn refresh<'a, D: Dataset>(
     reader: impl Reader<'a, D::Source>,
     key: &D::Key,
 ) -> Result<Option<D::Value>, LoadError<D::Error>> {
+    read_one::<D>(reader, key, Way::Refresh, Span::none()).await
+}
+
+async fn read_one<'a, D: Dataset>(
+    reader: impl Reader<'a, D::Source>,
+    key: &D::Key,
+    way: Way,
+    span: Span,
+) -> Result<Option<D::Value>, LoadError<D::Error>> {
     let mut one = One { key, value: None };
     match reader.route() {
         Route::Cached(cache) => {
-            Fetch::<D, _>::new(cache, &mut one, Span::none())
-                .run(Way::Refresh)
-                .await?
+            Fetch::<D, _>::new(cache, &mut one, span.clone())
+                .run(way)
+                .instrument(span)
+                .await?;
         }
         Route::Direct(conn) => load_directly::<D>(conn, &mut one).await?,
     }
