@@ -587,7 +587,8 @@ impl Spot<'_> {
             }),
             _ => ttl,
         };
-        ttl.map(|ttl| self.now + ttl)
+        // Later than the clock can say is for ever.
+        ttl.and_then(|ttl| self.now.checked_add(ttl))
     }
 
     fn decorated(&self, value: &Bytes) -> Bytes {
