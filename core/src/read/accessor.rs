@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
+use bytes::BytesMut;
 use tokio::sync::Semaphore;
 
 use super::flight::Flights;
@@ -90,6 +91,34 @@ impl<D: Dataset> Accessor<D> {
     pub(crate) fn absent_ttl() -> Option<Duration> {
         let ttl = D::ABSENT_TTL.unwrap_or(ABSENT_TTL).min(D::LIFETIME.ttl()?);
         Some(ttl).filter(|ttl| !ttl.is_zero())
+    }
+
+    /// Appends the entry of a value, or of its absence; on an error nothing is appended.
+    pub(crate) fn seal(
+        &self,
+        key: Key<'_>,
+        value: Option<&D::Value>,
+        filled_at: SystemTime,
+        cost: Duration,
+        entries: &mut BytesMut,
+    ) -> Result<()> {
+        let marshaller = self.marshaller.as_ref().map_err(Clone::clone)?;
+        let unencodable = |problem: String| {
+            Error::new(
+                ErrorKind::Codec,
+                format!(
+                    "data set `{}`: a value has no stored form: {problem}",
+                    D::NAME
+                ),
+            )
+        };
+        // Converting and serializing are the user's code: a panic there costs the entry, not the load.
+        let sealed = catch_unwind(AssertUnwindSafe(|| {
+            let stored = value.map(D::Form::to_stored).transpose();
+            let stored = stored.map_err(|error| unencodable(error.to_string()))?;
+            marshaller.seal(key, stored.as_ref(), filled_at, cost, entries)
+        }));
+        sealed.unwrap_or_else(|_| Err(unencodable("the conversion panicked".into())))
     }
 
     /// What a stored entry says.

@@ -11,7 +11,7 @@ use tracing::{Instrument as _, Span};
 use super::accessor::{Accessor, Opened};
 use super::flight::Ticket;
 use super::load::{self, Order};
-use super::{Batch, Cache, Dataset, Form, Immutable, Lifetime, LoadError, Reader, Route, Source};
+use super::{Batch, Cache, Dataset, Immutable, Lifetime, LoadError, Reader, Route, Source};
 use crate::Instant;
 use crate::contract::{
     Error, GetOptions, Key, Keys, Lease, Lookup, Result, Set, Token, WriteOptions,
@@ -202,7 +202,9 @@ pub async fn prime<D: Immutable>(
         );
     }
     let accessor = cache.accessor::<D>();
-    let marshaller = accessor.marshaller.as_ref().map_err(Clone::clone)?;
+    if let Err(problem) = &accessor.marshaller {
+        return Err(problem.clone());
+    }
     let options = WriteOptions::trips(accessor.counters.trips(cache.tally.as_deref()));
     let now = cache.shared.rt.wall();
     let mut first_error = None;
@@ -213,18 +215,8 @@ pub async fn prime<D: Immutable>(
         let mut entries = BytesMut::new();
         for (key, value) in values.by_ref().take(WINDOW) {
             let sealed = wire.push(cache.prefix(), D::NAME, &key).and_then(|()| {
-                let stored = D::Form::to_stored(&value).map_err(|error| {
-                    Error::with_source(
-                        crate::ErrorKind::Codec,
-                        format!(
-                            "data set `{}`: a value has no stored form: {error}",
-                            D::NAME
-                        ),
-                        error,
-                    )
-                })?;
                 let key = wire.get(wire.len() - 1);
-                marshaller.seal(key, Some(&stored), now, Duration::ZERO, &mut entries)
+                accessor.seal(key, Some(&value), now, Duration::ZERO, &mut entries)
             });
             match sealed {
                 Ok(()) => sets.push(Set::new(entries.split().freeze())),
@@ -625,8 +617,8 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
             if !self.missed.is_empty() {
                 self.load().await?;
             } else if !self.later.is_empty() {
-                let rest = self.later.split_off_at(WINDOW);
-                let window = std::mem::replace(&mut self.later, rest);
+                let count = WINDOW.min(self.later.len());
+                let window = self.later.drain(..count).collect();
                 self.look_up(window).await;
             } else if !self.busy.is_empty() {
                 let busy = std::mem::take(&mut self.busy);
@@ -790,16 +782,5 @@ impl<D: Dataset, A: Asked<D>> Drop for Fetch<'_, D, A> {
         let tasks = &self.cache.shared.tasks;
         let rt = self.cache.shared.rt;
         rt.spawn_if_running(tasks.track_future(release));
-    }
-}
-
-trait SplitOffAt {
-    /// Keeps the first `count`, and answers the rest.
-    fn split_off_at(&mut self, count: usize) -> Self;
-}
-
-impl SplitOffAt for Positions {
-    fn split_off_at(&mut self, count: usize) -> Self {
-        self.drain(count.min(self.len())..).collect()
     }
 }

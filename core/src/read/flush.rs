@@ -47,9 +47,11 @@ impl<S: Source> Cache<S> {
                 true => "panicked",
                 false => "was cut off by the end of the runtime",
             };
+            let wire = wire_keys::<D>(self.prefix(), &keys);
+            let readable = wire.iter().map(|key| key.without_prefix().to_owned());
             Err(FlushError {
                 accessor: D::NAME,
-                keys: readable::<D>(self.prefix(), &keys),
+                keys: readable.collect(),
                 cause: Error::new(
                     ErrorKind::Unavailable,
                     format!("the flush of `{}` {what}", D::NAME),
@@ -59,15 +61,13 @@ impl<S: Source> Cache<S> {
     }
 }
 
-/// The keys as a person reads them.
-fn readable<D: Dataset>(prefix: Prefix, keys: &[D::Key]) -> Vec<String> {
-    let mut wire = Keys::new();
+/// The wire keys of these keys; what can't be a key was never stored.
+fn wire_keys<D: Dataset>(prefix: Prefix, keys: &[D::Key]) -> Keys {
+    let mut wire = Keys::with_capacity(keys.len());
     for key in keys {
         let _ = wire.push(prefix, D::NAME, key);
     }
-    wire.iter()
-        .map(|key| key.without_prefix().to_owned())
-        .collect()
+    wire
 }
 
 async fn delete<D: Dataset>(
@@ -81,11 +81,7 @@ async fn delete<D: Dataset>(
     let mut cause = None;
     for target in targets {
         for chunk in keys.chunks(CHUNK) {
-            let mut wire = Keys::with_capacity(chunk.len());
-            for key in chunk {
-                // What can't be a key was never stored.
-                let _ = wire.push(target.prefix, D::NAME, key);
-            }
+            let wire = wire_keys::<D>(target.prefix, chunk);
             let answers = target.backend.delete_many(&wire, &options).await;
             for (key, answer) in wire.iter().zip(answers) {
                 if let Err(error) = answer {

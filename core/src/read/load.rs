@@ -16,12 +16,11 @@ use tracing::Instrument as _;
 
 use super::accessor::Accessor;
 use super::flight::{Answer, Load, Phase};
-use super::{Cache, Dataset, Form, LoadError, Rows, Source};
+use super::{Cache, Dataset, LoadError, Rows, Source};
 use crate::Instant;
 use crate::contract::{
-    ErrorKind, Fill, FillOutcome, Keys, Lease, Lost, Result, Set, Trips, WriteOptions,
+    Error, ErrorKind, Fill, FillOutcome, Keys, Lease, Lost, Result, Set, Trips, WriteOptions,
 };
-use crate::entry::Marshaller;
 use crate::stats::Unsettled;
 
 tokio::task_local! {
@@ -271,9 +270,6 @@ impl<D: Dataset> Running<D> {
         if let Some(tally) = &self.cache.tally {
             tally.count_load(found, cost);
         }
-        let Ok(marshaller) = &self.accessor.marshaller else {
-            return Fills::release_all(leases);
-        };
         let mut fills = Fills::default();
         let mut entries = BytesMut::new();
         let leased = leases
@@ -285,87 +281,49 @@ impl<D: Dataset> Running<D> {
                 Some(_) => D::LIFETIME.ttl(),
                 None => Accessor::<D>::absent_ttl(),
             };
-            let storable = value.is_some() || ttl.is_some();
-            if storable
-                && self.seal_one(
-                    marshaller,
-                    wire,
-                    position,
-                    &lease,
-                    value,
-                    cost,
-                    &mut entries,
-                )
-            {
-                counters.filled_bytes.add(entries.len() as u64);
-                let fill = Fill::new(lease, entries.split().freeze()).ttl(ttl.map(jittered));
-                fills.fill.push((position, fill));
-            } else {
+            if value.is_none() && ttl.is_none() {
                 fills.release.push((position, lease));
+                continue;
+            }
+            let (key, won_at) = (wire.get(position), lease.won_at);
+            let sealed = self
+                .accessor
+                .seal(key, value.as_ref(), won_at, cost, &mut entries);
+            match sealed {
+                Ok(()) => {
+                    counters.filled_bytes.add(entries.len() as u64);
+                    let fill = Fill::new(lease, entries.split().freeze()).ttl(ttl.map(jittered));
+                    fills.fill.push((position, fill));
+                }
+                Err(error) => {
+                    self.count_refusal(&error);
+                    fills.release.push((position, lease));
+                }
             }
         }
         fills
     }
 
-    /// Appends the entry of one value; `false` if it can't be stored.
-    #[expect(clippy::too_many_arguments, reason = "the parts of one entry")]
-    fn seal_one(
-        &self,
-        marshaller: &Marshaller,
-        wire: &Keys,
-        position: usize,
-        lease: &Lease,
-        value: &Option<D::Value>,
-        cost: Duration,
-        entries: &mut BytesMut,
-    ) -> bool {
+    fn count_refusal(&self, error: &Error) {
         let counters = &self.accessor.counters;
-        // The stored form is the user's code: its panic costs the entry, not the load.
-        let sealed = catch_unwind(AssertUnwindSafe(|| {
-            let stored = match value {
-                Some(value) => Some(D::Form::to_stored(value).map_err(|error| error.to_string())?),
-                None => None,
-            };
-            marshaller
-                .seal(
-                    wire.get(position),
-                    stored.as_ref(),
-                    lease.won_at,
-                    cost,
-                    entries,
-                )
-                .map_err(|error| match error.kind() {
-                    ErrorKind::TooLarge => String::new(),
-                    _ => error.to_string(),
-                })
-        }));
-        match sealed {
-            Ok(Ok(())) => return true,
-            Ok(Err(too_large)) if too_large.is_empty() => {
-                counters.refused_too_large.add(1);
-                if self.accessor.warned.too_large.first() {
-                    tracing::warn!(
-                        accessor = D::NAME,
-                        max_value = D::MAX_VALUE,
-                        "a value larger than MAX_VALUE is served and not stored; every read of it is a load"
-                    );
-                }
+        if error.kind() == ErrorKind::TooLarge {
+            counters.refused_too_large.add(1);
+            if self.accessor.warned.too_large.first() {
+                tracing::warn!(
+                    accessor = D::NAME,
+                    max_value = D::MAX_VALUE,
+                    "a value larger than MAX_VALUE is served and not stored; every read of it is a load"
+                );
             }
-            Ok(Err(problem)) => self.warn_unencodable(&problem),
-            Err(_) => self.warn_unencodable("the conversion to the stored form panicked"),
-        }
-        entries.clear();
-        false
-    }
-
-    fn warn_unencodable(&self, problem: &str) {
-        self.accessor.counters.refused_codec.add(1);
-        if self.accessor.warned.unencodable.first() {
-            tracing::warn!(
-                accessor = D::NAME,
-                problem,
-                "a value that can't be encoded is served and not stored; every read of it is a load"
-            );
+        } else {
+            counters.refused_codec.add(1);
+            if self.accessor.warned.unencodable.first() {
+                tracing::warn!(
+                    accessor = D::NAME,
+                    problem = %error,
+                    "a value that can't be encoded is served and not stored; every read of it is a load"
+                );
+            }
         }
     }
 
