@@ -14,7 +14,7 @@ use larder_backends::memcached::{Memcached, MemcachedConfig};
 use larder_backends::{Memory, MemoryConfig};
 use larder_core::{
     Backend, BackendExt as _, Cache, Dataset, Fill, FillOutcome, GetOptions, Keys, Lifetime,
-    Lookup, Plain, Prefix, Rt, Source, WriteOptions,
+    Lookup, NoTier, Plain, Prefix, Rt, Source, WriteOptions,
 };
 use larder_harness::server::{Listen, MemcachedServer};
 use serde::{Deserialize, Serialize};
@@ -268,6 +268,7 @@ impl Dataset for UserById {
     type Key = u64;
     type Value = User;
     type Form = Plain;
+    type Tier = NoTier;
     type Error = Infallible;
 
     async fn load((): &mut (), ids: Vec<u64>) -> Result<Vec<(u64, User)>, Infallible> {

@@ -6,7 +6,9 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use larder::{BuilderExt as _, Cache, Config, Dataset, Direct, Lifetime, Plain, Rows, Source};
+use larder::{
+    BuilderExt as _, Cache, Config, Dataset, Direct, Lifetime, NoTier, Plain, Rows, Source,
+};
 
 /// A ledger in place of a database.
 #[derive(Clone, Default)]
@@ -32,6 +34,7 @@ impl Dataset for Balance {
     type Key = u32;
     type Value = i64;
     type Form = Plain;
+    type Tier = NoTier;
     type Error = Infallible;
 
     async fn load(ledger: &mut Ledger, accounts: Vec<u32>) -> Result<Rows<Self>, Infallible> {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use larder::{BuilderExt as _, Cache, Config, Dataset, Lifetime, Plain, Rows, Source};
+use larder::{BuilderExt as _, Cache, Config, Dataset, Lifetime, NoTier, Plain, Rows, Source};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -56,6 +56,7 @@ impl Dataset for Prices {
     type Key = String;
     type Value = Price;
     type Form = Plain;
+    type Tier = NoTier;
     type Error = reqwest::Error;
 
     async fn load(api: &mut Api, items: Vec<String>) -> Result<Rows<Self>, reqwest::Error> {

@@ -2,7 +2,7 @@
 
 use std::{convert::Infallible, time::Duration};
 
-use larder::{BuilderExt as _, Cache, Config, Dataset, Lifetime, Plain, Rows, Source};
+use larder::{BuilderExt as _, Cache, Config, Dataset, Lifetime, NoTier, Plain, Rows, Source};
 
 /// Where loads come from: usually a database, whose pool hands out connections.
 #[derive(Clone)]
@@ -27,6 +27,7 @@ impl Dataset for Forecast {
     type Key = &'static str;
     type Value = String;
     type Form = Plain;
+    type Tier = NoTier;
     type Error = Infallible;
     async fn load(_: &mut (), towns: Vec<&'static str>) -> Result<Rows<Self>, Infallible> {
         println!("loading {towns:?}");

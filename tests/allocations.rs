@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use larder_backends::{Memory, MemoryConfig};
-use larder_core::{Cache, Dataset, Lifetime, Plain, Rt, Source};
+use larder_core::{Cache, Dataset, Lifetime, NoTier, Plain, Rt, Source};
 
 /// Every id has itself as its value: nothing that is counted belongs to a value.
 #[derive(Clone)]
@@ -30,6 +30,7 @@ impl Dataset for Itself {
     type Key = u64;
     type Value = u64;
     type Form = Plain;
+    type Tier = NoTier;
     type Error = Infallible;
 
     async fn load((): &mut (), ids: Vec<u64>) -> Result<Vec<(u64, u64)>, Infallible> {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::sync::Notify;
 
+use crate::TiersStats;
 use crate::contract::{BackendStats, Lost, Trips};
 use crate::entry::Rejection;
 
@@ -203,6 +204,16 @@ macro_rules! accessor_counters {
 accessor_counters! {
     /// Keys asked for through the cache.
     keys = "larder_keys_total";
+    /// Keys answered by the in-process tier of the data set, without asking the store.
+    tier_hits = "larder_tier_lookups_total" {"outcome": "hit"};
+    /// Keys that the tier hadn't.
+    tier_misses = "larder_tier_lookups_total" {"outcome": "miss"};
+    /// Keys that the tier sent past the store, since their flush wasn't confirmed.
+    tier_distrusted = "larder_tier_lookups_total" {"outcome": "distrusted"};
+    /// Values that the tier didn't keep: no room for them.
+    tier_refused = "larder_tier_refusals_total" {"reason": "no_room"};
+    /// Values that the tier didn't keep: their key was dropped after their read began, or the request was over.
+    tier_too_late = "larder_tier_refusals_total" {"reason": "too_late"};
     /// Keys answered with a stored value.
     hits = "larder_lookups_total" {"outcome": "hit"};
     /// Keys answered with a stored absence.
@@ -311,6 +322,8 @@ impl AccessorCounters {
 pub struct CacheStats {
     /// One per data set that was registered or used, by name.
     pub accessors: Vec<AccessorStats>,
+    /// The in-process tiers, if the cache has any.
+    pub tiers: Option<TiersStats>,
     /// The backend's own.
     pub backend: BackendStats,
 }
@@ -323,6 +336,7 @@ pub struct CacheStats {
 pub struct Tally {
     trips: Arc<AtomicU64>,
     keys: AtomicU64,
+    tier_hits: AtomicU64,
     hits: AtomicU64,
     absent: AtomicU64,
     misses: AtomicU64,
@@ -350,6 +364,8 @@ impl Tally {
         trips;
         /// Keys asked for.
         keys;
+        /// Keys answered by an in-process tier.
+        tier_hits;
         /// Keys answered with a stored value.
         hits;
         /// Keys answered with a stored absence.
@@ -400,6 +416,11 @@ impl Tally {
                 counter.fetch_add(count, Ordering::Relaxed);
             }
         }
+    }
+
+    pub(crate) fn count_tier_hits(&self, hits: u64) {
+        self.keys.fetch_add(hits, Ordering::Relaxed);
+        self.tier_hits.fetch_add(hits, Ordering::Relaxed);
     }
 
     pub(crate) fn count_read_time(&self, took: Duration) {

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use larder::{
-    BuilderExt as _, Cache, Compression, Config, Dataset, Lifetime, Plain, Rows, Source, get,
-    get_many,
+    BuilderExt as _, Cache, Compression, Config, Dataset, Lifetime, NoTier, Plain, Rows, Source,
+    get, get_many,
 };
 use larder_harness::proxy::Proxy;
 use larder_harness::server::{Listen, MemcachedServer};
@@ -43,6 +43,7 @@ impl Dataset for Messages {
     type Key = u64;
     type Value = String;
     type Form = Plain;
+    type Tier = NoTier;
     type Error = Infallible;
 
     async fn load(table: &mut Table, ids: Vec<u64>) -> Result<Rows<Self>, Infallible> {
@@ -223,6 +224,7 @@ impl Dataset for Facts {
     type Key = u64;
     type Value = String;
     type Form = Plain;
+    type Tier = NoTier;
     type Error = Infallible;
 
     async fn load(table: &mut Table, ids: Vec<u64>) -> Result<Rows<Self>, Infallible> {

@@ -32,6 +32,7 @@ mod dictionary;
 mod envelope;
 mod fingerprint;
 mod scratch;
+mod weigh;
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -45,6 +46,7 @@ pub use codec::Codec;
 pub use compress::Compression;
 pub use dictionary::Dictionary;
 pub use fingerprint::fingerprint;
+pub use weigh::owned_bytes;
 
 use crate::{Key, Result};
 use dictionary::Dictionaries;

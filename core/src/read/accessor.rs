@@ -1,16 +1,18 @@
 //! What all reads of one data set share: its marshaller, its flights, its counters and caps.
 
-use std::any::Any;
+use std::any::{Any, TypeId};
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use bytes::BytesMut;
 use tokio::sync::Semaphore;
 
+use super::backoff::Backoff;
 use super::flight::Flights;
-use super::{Dataset, Form, Lifetime};
+use super::{Answer, Dataset, Form, Lifetime, Tier, TierKind};
 use crate::contract::{Error, ErrorKind, Key, Pool, Result};
 use crate::entry::{Dictionary, Marshaller, Rejection, fingerprint};
 use crate::stats::{AccessorCounters, AccessorStats};
@@ -36,6 +38,14 @@ pub(crate) struct Dictionaries {
     pub(crate) older: Vec<Dictionary>,
 }
 
+/// What an accessor needs to know of its cache.
+pub(crate) struct Setting<'a> {
+    pub(crate) pool: &'a Pool,
+    pub(crate) dictionaries: &'a HashMap<TypeId, Dictionaries>,
+    /// Whether the cache has in-process tiers.
+    pub(crate) tiers: bool,
+}
+
 /// What all reads of one data set share.
 pub(crate) struct Accessor<D: Dataset> {
     /// How entries are written and read; an error if the data set can't be cached as it is.
@@ -46,7 +56,19 @@ pub(crate) struct Accessor<D: Dataset> {
     pub(crate) warned: Warned,
     /// Whether fills are fenced by leases. Where they aren't, the data set is immutable.
     pub(crate) fenced: bool,
+    /// The one value of a data set of the deploy tier that has no arguments, once it is built.
+    pub(crate) only: OnceLock<Only<D>>,
+    /// When builds for the deploy tier may be tried again.
+    pub(crate) backoff: Backoff<D::Key>,
     bypass: AtomicBool,
+}
+
+/// A value that the accessor itself keeps.
+pub(crate) struct Only<D: Dataset> {
+    pub(crate) value: Answer<D>,
+    /// Its bytes of the tiers' budget.
+    #[expect(dead_code, reason = "it is held")]
+    pub(crate) reserved: Box<dyn Any + Send + Sync>,
 }
 
 /// What was warned about: once each, since it would repeat with every read.
@@ -56,6 +78,7 @@ pub(crate) struct Warned {
     pub(crate) too_large: Once,
     pub(crate) unencodable: Once,
     pub(crate) expired: Once,
+    pub(crate) no_room: Once,
 }
 
 /// True the first time it is asked.
@@ -69,9 +92,23 @@ impl Once {
 }
 
 impl<D: Dataset> Accessor<D> {
-    pub(crate) fn new(dictionaries: Dictionaries, pool: &Pool) -> Self {
+    pub(crate) fn new(setting: &Setting<'_>) -> Self {
+        const {
+            assert!(
+                !matches!(D::Tier::KIND, TierKind::Deploy)
+                    || matches!(D::LIFETIME, Lifetime::Immutable),
+                "a data set with `type Tier = DeployTier` never changes while this code runs, so its LIFETIME is \
+                 Lifetime::Immutable; data that changes has RequestTier or NoTier"
+            );
+            assert!(
+                D::Form::STORED || !matches!(D::Tier::KIND, TierKind::None),
+                "a data set with `type Form = Unstored` lives in a tier alone: its Tier is RequestTier or DeployTier; \
+                 one with NoTier is stored, as Plain or in a form of its own"
+            );
+        }
+        let pool = setting.pool;
         Self {
-            marshaller: marshaller::<D>(dictionaries, pool),
+            marshaller: marshaller::<D>(setting),
             counters: AccessorCounters::new(D::NAME),
             flights: Flights::default(),
             places: Arc::new(Semaphore::new(
@@ -79,12 +116,21 @@ impl<D: Dataset> Accessor<D> {
             )),
             warned: Warned::default(),
             fenced: pool.leases,
+            only: OnceLock::new(),
+            backoff: Backoff::default(),
             bypass: AtomicBool::new(false),
         }
     }
 
     pub(crate) fn is_bypassed(&self) -> bool {
         self.bypass.load(Ordering::Relaxed)
+    }
+
+    /// About how many bytes a value takes in memory.
+    pub(crate) fn weigh(value: &Answer<D>) -> usize {
+        // Estimating may be the user's code: a value that panics there is never kept.
+        let weigh = || D::Form::bytes(D::Tier::value(value));
+        catch_unwind(AssertUnwindSafe(weigh)).unwrap_or(usize::MAX)
     }
 
     /// How long an absence is remembered; `None` if it isn't.
@@ -97,7 +143,7 @@ impl<D: Dataset> Accessor<D> {
     pub(crate) fn seal(
         &self,
         key: Key<'_>,
-        value: Option<&D::Value>,
+        value: Option<&Answer<D>>,
         filled_at: SystemTime,
         cost: Duration,
         entries: &mut BytesMut,
@@ -114,7 +160,10 @@ impl<D: Dataset> Accessor<D> {
         };
         // Converting and serializing are the user's code: a panic there costs the entry, not the load.
         let sealed = catch_unwind(AssertUnwindSafe(|| {
-            let stored = value.map(D::Form::to_stored).transpose();
+            let stored = value
+                .map(D::Tier::value)
+                .map(D::Form::to_stored)
+                .transpose();
             let stored = stored.map_err(|error| unencodable(error.to_string()))?;
             marshaller.seal(key, stored.as_ref(), filled_at, cost, entries)
         }));
@@ -183,6 +232,7 @@ pub(crate) trait AnyAccessor: Any + Send + Sync {
     fn name(&self) -> &'static str;
     fn problem(&self) -> Option<&Error>;
     fn stats(&self) -> AccessorStats;
+    fn tier(&self) -> TierKind;
     fn set_bypass(&self, bypass: bool);
 }
 
@@ -199,13 +249,17 @@ impl<D: Dataset> AnyAccessor for Accessor<D> {
         self.counters.snapshot()
     }
 
+    fn tier(&self) -> TierKind {
+        D::Tier::KIND
+    }
+
     fn set_bypass(&self, bypass: bool) {
         self.bypass.store(bypass, Ordering::Relaxed);
     }
 }
 
-fn marshaller<D: Dataset>(dictionaries: Dictionaries, pool: &Pool) -> Result<Marshaller> {
-    let name = D::NAME;
+fn marshaller<D: Dataset>(setting: &Setting<'_>) -> Result<Marshaller> {
+    let (name, pool) = (D::NAME, setting.pool);
     let refuse = |problem: String| {
         Err(Error::new(
             ErrorKind::Config,
@@ -226,7 +280,13 @@ fn marshaller<D: Dataset>(dictionaries: Dictionaries, pool: &Pool) -> Result<Mar
     if D::LEASE < SHORTEST_LEASE || D::LEASE > LONGEST_LEASE {
         return refuse(format!("needs a LEASE of 1s to 1h, not {:?}", D::LEASE));
     }
-    if !pool.leases && D::LIFETIME != Lifetime::Immutable {
+    if D::Tier::KIND != TierKind::None && !setting.tiers {
+        return refuse(format!(
+            "has the {} tier, and the cache has no tiers; give the builder some: `.tiers(Tiers::default())`",
+            D::Tier::KIND
+        ));
+    }
+    if D::Form::STORED && !pool.leases && D::LIFETIME != Lifetime::Immutable {
         return refuse(format!(
             "may change, and {} gives no leases that can be trusted (`via_proxy`); only data sets with \
              Lifetime::Immutable can be cached there",
@@ -253,6 +313,8 @@ fn marshaller<D: Dataset>(dictionaries: Dictionaries, pool: &Pool) -> Result<Mar
     let marshaller = Marshaller::new(D::CODEC, seed)
         .and_then(|marshaller| marshaller.compression(D::COMPRESSION))
         .map_err(|error| Error::new(error.kind(), format!("data set `{name}`: {error}")))?;
+    let dictionaries = setting.dictionaries.get(&TypeId::of::<D>());
+    let dictionaries = dictionaries.cloned().unwrap_or_default();
     Ok(marshaller
         .dictionaries(dictionaries.current, dictionaries.older)
         .max_value(D::MAX_VALUE))

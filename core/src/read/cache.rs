@@ -8,10 +8,12 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::accessor::{Accessor, AnyAccessor, Dictionaries};
-use super::{Dataset, Source};
+use super::accessor::{Accessor, AnyAccessor, Dictionaries, Setting};
+use super::accessors::Accessors;
+use super::{Dataset, DeployImmutable, DeployTier, Scope, Scopes, Source, Tier as _, TierKind};
 use crate::Rt;
 use crate::contract::{
     Backend, Error, ErrorKind, Generations, Prefix, PrefixSettings, Result, ServerCheck,
@@ -33,6 +35,8 @@ const LOAD_QUEUE: Duration = Duration::from_secs(30);
 pub struct Cache<S: Source> {
     pub(super) shared: Arc<Shared<S>>,
     pub(super) tally: Option<Arc<Tally>>,
+    /// The request whose reads and flushes these are.
+    pub(super) scope: Option<Arc<dyn Scope>>,
 }
 
 /// What every clone of a cache shares.
@@ -46,15 +50,17 @@ pub(crate) struct Shared<S: Source> {
     pub(super) load_queue: Duration,
     /// Loads, fills and flushes under way.
     pub(super) tasks: TaskTracker,
-    accessors: RwLock<Accessors>,
+    /// Cancelled when no more loads may start.
+    pub(super) closing: CancellationToken,
+    /// Fixed when the cache was built, so that hot paths find them without a lock.
+    registered: Accessors,
+    /// Those of data sets that were used without having been registered.
+    others: RwLock<Accessors>,
     dictionaries: HashMap<TypeId, Dictionaries>,
+    pub(super) tiers: Option<Arc<dyn Scopes>>,
+    /// What is kept as long as the cache lives.
+    pub(super) deploy: Option<Arc<dyn Scope>>,
     bypass: AtomicBool,
-}
-
-#[derive(Default)]
-struct Accessors {
-    by_type: HashMap<TypeId, Arc<dyn AnyAccessor>, foldhash::fast::RandomState>,
-    by_name: HashMap<&'static str, TypeId>,
 }
 
 impl<S: Source> Clone for Cache<S> {
@@ -62,6 +68,7 @@ impl<S: Source> Clone for Cache<S> {
         Self {
             shared: Arc::clone(&self.shared),
             tally: self.tally.clone(),
+            scope: self.scope.clone(),
         }
     }
 }
@@ -87,6 +94,8 @@ impl<S: Source> Cache<S> {
             max_loads: MAX_LOADS,
             dictionaries: HashMap::new(),
             register: Vec::new(),
+            tiers: None,
+            warm: Vec::new(),
         }
     }
 
@@ -98,8 +107,30 @@ impl<S: Source> Cache<S> {
         let clone = Self {
             shared: Arc::clone(&self.shared),
             tally: Some(Arc::clone(&tally)),
+            scope: self.scope.clone(),
         };
         (clone, tally)
+    }
+
+    /// What this handle counts for, if it is a [`tallied`](Self::tallied) one.
+    pub fn tally(&self) -> Option<&Arc<Tally>> {
+        self.tally.as_ref()
+    }
+
+    /// A clone whose reads and flushes belong to this scope: what a request reader is made of.
+    ///
+    /// A handle that carries a scope isn't a [`ScopedReader`](super::ScopedReader) yet; the reader that holds it is.
+    pub fn within(&self, scope: Arc<dyn Scope>) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+            tally: self.tally.clone(),
+            scope: Some(scope),
+        }
+    }
+
+    /// The in-process tiers, if it has any.
+    pub fn tiers(&self) -> Option<&Arc<dyn Scopes>> {
+        self.shared.tiers.as_ref()
     }
 
     /// The store behind it.
@@ -114,16 +145,34 @@ impl<S: Source> Cache<S> {
 
     /// Plain numbers since the cache was built, one set per data set that was registered or used.
     pub fn stats(&self) -> CacheStats {
-        let accessors = self
-            .shared
-            .accessors
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
-        let mut accessors: Vec<_> = accessors.by_type.values().map(|any| any.stats()).collect();
+        let mut tiers = self.shared.tiers.as_ref().map(|tiers| tiers.stats());
+        let mut accessors = Vec::new();
+        self.each_accessor(|accessor| {
+            let stats = accessor.stats();
+            let tier = match (accessor.tier(), &mut tiers) {
+                (TierKind::Request, Some(tiers)) => Some(&mut tiers.request),
+                (TierKind::Deploy, Some(tiers)) => Some(&mut tiers.deploy),
+                _ => None,
+            };
+            if let Some(tier) = tier {
+                tier.hits += stats.tier_hits;
+                tier.misses += stats.tier_misses;
+            }
+            accessors.push(stats);
+        });
         accessors.sort_by_key(|stats| stats.name);
         CacheStats {
             accessors,
+            tiers,
             backend: self.shared.backend.stats(),
+        }
+    }
+
+    fn each_accessor(&self, mut see: impl FnMut(&dyn AnyAccessor)) {
+        let others = self.shared.others.read();
+        let others = others.unwrap_or_else(PoisonError::into_inner);
+        for accessor in self.shared.registered.iter().chain(others.iter()) {
+            see(&**accessor);
         }
     }
 
@@ -134,7 +183,8 @@ impl<S: Source> Cache<S> {
 
     /// Sends all reads past the store, or through it again; writes still flush.
     ///
-    /// For the day on which the store is suspected.
+    /// For the day on which the store is suspected. Requests then keep nothing either; what the deploy tier has was
+    /// built by this process, and stays.
     pub fn bypass(&self, bypass: bool) {
         self.shared.bypass.store(bypass, Ordering::Relaxed);
     }
@@ -142,19 +192,14 @@ impl<S: Source> Cache<S> {
     /// Sends the reads of the data set of this name past the store, or through it again; `false` if there is none that
     /// was registered or used.
     pub fn bypass_accessor(&self, name: &str, bypass: bool) -> bool {
-        let accessors = self
-            .shared
-            .accessors
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
-        let accessor = accessors
-            .by_name
-            .get(name)
-            .and_then(|id| accessors.by_type.get(id));
-        if let Some(accessor) = accessor {
-            accessor.set_bypass(bypass);
-        }
-        accessor.is_some()
+        let mut known = false;
+        self.each_accessor(|accessor| {
+            if accessor.name() == name {
+                accessor.set_bypass(bypass);
+                known = true;
+            }
+        });
+        known
     }
 
     /// Starts no more loads, waits for those under way and for their fills and flushes, and closes the backend.
@@ -163,6 +208,7 @@ impl<S: Source> Cache<S> {
     /// with [`LoadError::Closed`](super::LoadError::Closed) where they would have to load.
     pub async fn close(&self, deadline: Duration) {
         self.shared.tasks.close();
+        self.shared.closing.cancel();
         let finished = self
             .shared
             .rt
@@ -181,70 +227,79 @@ impl<S: Source> Cache<S> {
         self.shared.tasks.is_closed()
     }
 
-    pub(super) fn is_bypassed(&self) -> bool {
+    /// Whether reads of this data set go past the store: by order, or because it can't be cached as it is.
+    pub(super) fn is_bypassed_for<D: Dataset>(&self, accessor: &Accessor<D>) -> bool {
         self.shared.bypass.load(Ordering::Relaxed)
+            || accessor.is_bypassed()
+            || accessor.marshaller.is_err()
+    }
+
+    /// Where the tier of this data set keeps what this handle's readers get, if it keeps anything.
+    pub(super) fn scope_of<D: Dataset<Source = S>>(
+        &self,
+        accessor: &Accessor<D>,
+    ) -> Option<&dyn Scope> {
+        match D::Tier::KIND {
+            TierKind::None => None,
+            TierKind::Request if self.is_bypassed_for(accessor) => None,
+            TierKind::Request => self.scope.as_deref(),
+            TierKind::Deploy if accessor.marshaller.is_err() => None,
+            TierKind::Deploy => self.shared.deploy.as_deref(),
+        }
+    }
+
+    /// What all reads of this data set share, if it was registered: found without a lock.
+    pub(super) fn registered<D: Dataset<Source = S>>(&self) -> Option<&Accessor<D>> {
+        let accessor: &dyn Any = &**self.shared.registered.of::<D>()?;
+        accessor.downcast_ref()
     }
 
     /// What all reads of this data set share; made on first use.
     pub(super) fn accessor<D: Dataset<Source = S>>(&self) -> Arc<Accessor<D>> {
-        let known = {
-            let accessors = self
-                .shared
-                .accessors
-                .read()
-                .unwrap_or_else(PoisonError::into_inner);
-            accessors.by_type.get(&TypeId::of::<D>()).map(Arc::clone)
+        let any = match self.shared.registered.of::<D>() {
+            Some(registered) => Arc::clone(registered),
+            None => self.unregistered::<D>(),
         };
-        let any = known.unwrap_or_else(|| self.first_use::<D>());
         let any: Arc<dyn Any + Send + Sync> = any;
         any.downcast().expect("accessors are kept by their type")
     }
 
+    fn unregistered<D: Dataset<Source = S>>(&self) -> Arc<dyn AnyAccessor> {
+        let known = {
+            let others = self.shared.others.read();
+            let others = others.unwrap_or_else(PoisonError::into_inner);
+            others.of::<D>().map(Arc::clone)
+        };
+        known.unwrap_or_else(|| self.first_use::<D>())
+    }
+
     fn first_use<D: Dataset<Source = S>>(&self) -> Arc<dyn AnyAccessor> {
-        let mut accessors = self
-            .shared
-            .accessors
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = accessors.by_type.get(&TypeId::of::<D>()) {
-            return Arc::clone(known);
-        }
-        let dictionaries = self.shared.dictionaries.get(&TypeId::of::<D>());
-        let mut accessor = Accessor::<D>::new(
-            dictionaries.cloned().unwrap_or_default(),
-            &self.shared.backend.pool(),
-        );
-        if let Some(other) = accessors.by_name.get(D::NAME)
-            && *other != TypeId::of::<D>()
-        {
-            accessor.marshaller = Err(Error::new(
-                ErrorKind::Config,
-                format!(
-                    "two data sets have the NAME `{}`, the second is {}; they would read each other's entries",
-                    D::NAME,
-                    std::any::type_name::<D>()
-                ),
-            ));
-        } else {
-            accessors.by_name.insert(D::NAME, TypeId::of::<D>());
-        }
-        if let Err(problem) = &accessor.marshaller {
+        let shared = &*self.shared;
+        let setting = Setting {
+            pool: &shared.backend.pool(),
+            dictionaries: &shared.dictionaries,
+            tiers: shared.tiers.is_some(),
+        };
+        let mut others = shared.others.write();
+        let others = others.as_deref_mut();
+        let others = others.unwrap_or_else(|poisoned| poisoned.get_mut());
+        let accessor = others.add::<D>(&setting, &shared.registered);
+        if let Some(problem) = accessor.problem() {
             tracing::error!(
                 accessor = D::NAME,
                 %problem,
                 "reads of this data set go past the cache"
             );
         }
-        let accessor: Arc<dyn AnyAccessor> = Arc::new(accessor);
-        accessors
-            .by_type
-            .insert(TypeId::of::<D>(), Arc::clone(&accessor));
         accessor
     }
 }
 
 /// Makes the accessor of one registered data set.
-type Register<S> = fn(&Cache<S>) -> Arc<dyn AnyAccessor>;
+type Register = fn(&mut Accessors, &Setting<'_>) -> Arc<dyn AnyAccessor>;
+
+/// Has values built once the cache is there.
+type Warm<S> = Box<dyn FnOnce(&Cache<S>) + Send>;
 
 /// Opens the backend, when the cache is built.
 type Open = Box<dyn FnOnce(Rt) -> Result<(Arc<dyn Backend>, PrefixSettings)> + Send>;
@@ -273,7 +328,9 @@ pub struct CacheBuilder<S: Source> {
     load_queue: Duration,
     max_loads: usize,
     dictionaries: HashMap<TypeId, Dictionaries>,
-    register: Vec<Register<S>>,
+    register: Vec<Register>,
+    tiers: Option<Arc<dyn Scopes>>,
+    warm: Vec<Warm<S>>,
 }
 
 impl<S: Source> fmt::Debug for CacheBuilder<S> {
@@ -346,8 +403,31 @@ impl<S: Source> CacheBuilder<S> {
     ///
     /// A data set that isn't registered is checked at its first use, and read past the cache if it can't be cached.
     pub fn register<D: Dataset<Source = S>>(mut self) -> Self {
-        self.register.push(|cache| cache.accessor::<D>());
+        self.register
+            .push(|accessors, setting| accessors.add::<D>(setting, &Accessors::default()));
         self
+    }
+
+    /// Keeps the decoded values of requests, and of the running code, in these tiers: what data sets with a
+    /// [`Tier`](super::Tier) need.
+    ///
+    /// Several caches of one process may share them, and so their budget.
+    pub fn tiers(mut self, tiers: impl Scopes) -> Self {
+        self.tiers = Some(Arc::new(tiers));
+        self
+    }
+
+    /// Registers `D`, and has the values of these keys built in the background once the cache is there: `build` doesn't
+    /// wait for them, and a build that fails is tried again until it succeeds or the cache is closed.
+    pub fn warm<D>(mut self, keys: impl IntoIterator<Item = D::Key>) -> Self
+    where
+        D: Dataset<Source = S, Tier = DeployTier, Value: DeployImmutable>,
+    {
+        let keys: Vec<D::Key> = keys.into_iter().collect();
+        self.warm.push(Box::new(move |cache| {
+            super::fetch::warm_apart::<D>(cache, keys);
+        }));
+        self.register::<D>()
     }
 
     /// The cache.
@@ -368,6 +448,19 @@ impl<S: Source> CacheBuilder<S> {
             Some(prefix) => prefix,
             None => configured.resolve(&backend.pool())?,
         };
+        let mut registered = Accessors::default();
+        let setting = Setting {
+            pool: &backend.pool(),
+            dictionaries: &self.dictionaries,
+            tiers: self.tiers.is_some(),
+        };
+        for register in self.register {
+            let accessor = register(&mut registered, &setting);
+            if let Some(problem) = accessor.problem() {
+                return Err(problem.clone());
+            }
+            tracing::debug!(accessor = accessor.name(), "registered");
+        }
         let cache = Cache {
             shared: Arc::new(Shared {
                 source: self.source,
@@ -379,18 +472,19 @@ impl<S: Source> CacheBuilder<S> {
                 )),
                 load_queue: self.load_queue,
                 tasks: TaskTracker::new(),
-                accessors: RwLock::default(),
+                closing: CancellationToken::new(),
+                registered,
+                others: RwLock::default(),
                 dictionaries: self.dictionaries,
+                deploy: self.tiers.as_ref().map(|tiers| tiers.deploy()),
+                tiers: self.tiers,
                 bypass: AtomicBool::new(false),
             }),
             tally: None,
+            scope: None,
         };
-        for register in self.register {
-            let accessor = register(&cache);
-            if let Some(problem) = accessor.problem() {
-                return Err(problem.clone());
-            }
-            tracing::debug!(accessor = accessor.name(), "registered");
+        for warm in self.warm {
+            warm(&cache);
         }
         #[cfg(feature = "metrics")]
         drop(self.rt.spawn(crate::publish::keep_publishing(

@@ -7,9 +7,9 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::Source;
+use super::{Source, Tier};
 use crate::contract::KeyPart;
-use crate::entry::{Codec, Compression};
+use crate::entry::{Codec, Compression, owned_bytes};
 
 /// Any error, as conversions of stored forms give it.
 pub type BoxError = Box<dyn Error + Send + Sync>;
@@ -25,7 +25,7 @@ pub type BoxError = Box<dyn Error + Send + Sync>;
 /// # #[derive(Clone)] struct Db; struct Conn; impl Conn { async fn users(&mut self, ids: &[u64]) -> Result<Vec<User>, Infallible> { Ok(vec![]) } }
 /// # impl larder_core::Source for Db { type Conn = Conn; type Guard = Box<Conn>; type Error = Infallible;
 /// #   async fn acquire(&self) -> Result<Box<Conn>, Infallible> { Ok(Box::new(Conn)) } }
-/// use larder_core::{Dataset, Lifetime, Plain};
+/// use larder_core::{Dataset, Lifetime, NoTier, Plain};
 ///
 /// #[derive(Clone, serde::Serialize, serde::Deserialize)]
 /// struct User { id: u64, name: String }
@@ -39,6 +39,7 @@ pub type BoxError = Box<dyn Error + Send + Sync>;
 ///     type Key = u64;
 ///     type Value = User;
 ///     type Form = Plain;
+///     type Tier = NoTier;
 ///     type Error = Infallible;
 ///
 ///     async fn load(db: &mut Conn, ids: Vec<u64>) -> Result<Vec<(u64, User)>, Infallible> {
@@ -88,10 +89,13 @@ pub trait Dataset: Sized + 'static {
     type Source: Source;
     /// The arguments.
     type Key: KeyPart + Clone + Eq + Hash + Send + Sync + 'static;
-    /// What readers get.
-    type Value: Clone + Send + Sync + 'static;
-    /// How a value is stored: [`Plain`], or a type of one's own that converts.
+    /// What is cached. Readers get it as it is, or a share of it, as the tier says.
+    type Value: Send + Sync + 'static;
+    /// How a value is stored: [`Plain`], a type of one's own that converts, or not at all: [`Unstored`].
     type Form: Form<Self::Value>;
+    /// Whether values stay decoded in the process: [`NoTier`](super::NoTier), [`RequestTier`](super::RequestTier) or
+    /// [`DeployTier`](super::DeployTier).
+    type Tier: Tier<Self::Value>;
     /// Why a load failed.
     type Error: Error + Send + Sync + From<<Self::Source as Source>::Error> + 'static;
 
@@ -103,6 +107,9 @@ pub trait Dataset: Sized + 'static {
         keys: Vec<Self::Key>,
     ) -> impl Future<Output = Result<Rows<Self>, Self::Error>> + Send;
 }
+
+/// What the readers of a data set get: its value, or, where it has a tier, `Arc<Value>`.
+pub type Answer<D> = <<D as Dataset>::Tier as Tier<<D as Dataset>::Value>>::Held;
 
 /// What a loader answers: values with their keys, in any order.
 pub type Rows<D> = Vec<(<D as Dataset>::Key, <D as Dataset>::Value)>;
@@ -165,6 +172,9 @@ pub trait Immutable: Dataset {}
 /// }
 /// ```
 pub trait Form<V>: 'static {
+    #[doc(hidden)]
+    const STORED: bool = true;
+
     /// What is written; it may borrow from the value.
     type Out<'a>: Serialize
     where
@@ -177,6 +187,13 @@ pub trait Form<V>: 'static {
 
     /// The value of this stored form.
     fn from_stored(stored: Self::In) -> Result<V, BoxError>;
+
+    /// About how many bytes a value takes in memory, with all that it owns: what a tier's budget counts.
+    ///
+    /// By default it is estimated from the stored form, which takes about as long as encoding it.
+    fn bytes(value: &V) -> usize {
+        size_of::<V>() + Self::to_stored(value).map_or(0, |stored| owned_bytes(&stored))
+    }
 }
 
 /// The form of values that are stored as they are.
@@ -193,5 +210,54 @@ impl<V: Serialize + DeserializeOwned + 'static> Form<V> for Plain {
 
     fn from_stored(stored: V) -> Result<V, BoxError> {
         Ok(stored)
+    }
+}
+
+/// The form of values that are never stored: they live in a tier alone.
+///
+/// For what has no serialized form, or is cheaper to load than to fetch. Their bytes can't be estimated from a stored
+/// form, so the value says how many it takes.
+///
+/// ```
+/// # use larder_core::Weigh;
+/// struct SourceMap { tokens: Vec<(u32, u32)>, names: Vec<String> }
+///
+/// impl Weigh for SourceMap {
+///     fn bytes(&self) -> usize {
+///         size_of::<Self>()
+///             + self.tokens.capacity() * size_of::<(u32, u32)>()
+///             + self.names.iter().map(|name| size_of::<String>() + name.capacity()).sum::<usize>()
+///     }
+/// }
+/// ```
+#[derive(Debug)]
+pub enum Unstored {}
+
+/// A value that knows how many bytes it takes in memory, with all that it owns.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` doesn't say how many bytes it takes, so a tier can't bound it",
+    note = "values of `type Form = Unstored` have no stored form to estimate it from: write `impl Weigh for {Self}`"
+)]
+pub trait Weigh {
+    /// About how many bytes it takes.
+    fn bytes(&self) -> usize;
+}
+
+impl<V: Weigh + 'static> Form<V> for Unstored {
+    const STORED: bool = false;
+
+    type Out<'a> = ();
+    type In = ();
+
+    fn to_stored(_: &V) -> Result<(), BoxError> {
+        Err("values of this form are never stored".into())
+    }
+
+    fn from_stored((): ()) -> Result<V, BoxError> {
+        Err("values of this form are never stored".into())
+    }
+
+    fn bytes(value: &V) -> usize {
+        value.bytes()
     }
 }

@@ -11,7 +11,11 @@ use tracing::{Instrument as _, Span};
 use super::accessor::{Accessor, Opened};
 use super::flight::Ticket;
 use super::load::{self, Order};
-use super::{Batch, Cache, Dataset, Immutable, Lifetime, LoadError, Reader, Route, Source};
+use super::memo::Memo;
+use super::{
+    Answer, Batch, Cache, Changing, Dataset, DeployImmutable, DeployTier, Form, Immutable,
+    Lifetime, LoadError, Reader, ReaderOf, Route, Source, Tier,
+};
 use crate::Instant;
 use crate::contract::{
     Error, GetOptions, Key, Keys, Lease, Lookup, Result, Set, Token, WriteOptions,
@@ -32,6 +36,9 @@ const POLLS: [Duration; 5] = [
 
 /// A lease is taken over when it is older than this, and than twice what all but one in a hundred loads take.
 const OLD_LEASE: Duration = Duration::from_secs(2);
+
+/// How long warming waits after a failure, beside the pause that its builds make.
+const WARM_AGAIN: Duration = Duration::from_secs(1);
 
 /// Stands for the lease where there are none: what is stored under it is immutable.
 const UNFENCED: Token = Token {
@@ -58,12 +65,10 @@ const UNFENCED: Token = Token {
 /// # Ok(()) }
 /// ```
 pub async fn get<'a, D: Dataset>(
-    reader: impl Reader<'a, D::Source>,
+    reader: impl ReaderOf<'a, D::Source, D::Tier>,
     key: &D::Key,
-) -> Result<Option<D::Value>, LoadError<D::Error>> {
-    let hits = tracing::field::Empty;
-    let span = tracing::debug_span!("larder.get", accessor = D::NAME, hits);
-    read_one::<D>(reader, key, Way::Through, span).await
+) -> Result<Option<Answer<D>>, LoadError<D::Error>> {
+    read_one::<D>(reader, key, Way::Through).await
 }
 
 /// The values of these keys: one exchange with the store per server, one call of the loader for what it hasn't, one
@@ -87,23 +92,25 @@ pub async fn get<'a, D: Dataset>(
 /// # Ok(()) }
 /// ```
 pub async fn get_many<'a, D: Dataset>(
-    reader: impl Reader<'a, D::Source>,
+    reader: impl ReaderOf<'a, D::Source, D::Tier>,
     keys: impl IntoIterator<Item = impl Borrow<D::Key>> + Send,
-) -> Result<Batch<D::Key, D::Value>, LoadError<D::Error>> {
+) -> Result<Batch<D::Key, Answer<D>>, LoadError<D::Error>> {
     let mut batch = Batch::of(keys.into_iter());
     match reader.route() {
         _ if batch.is_empty() => {}
         Route::Cached(cache) => {
-            let span = tracing::debug_span!(
-                "larder.get_many",
-                accessor = D::NAME,
-                keys = batch.values.len(),
-                hits = tracing::field::Empty
-            );
-            Fetch::<D, _>::new(cache, &mut batch, span.clone())
-                .run(Way::Through)
-                .instrument(span)
-                .await?;
+            if let Some(memo) = Memo::recall::<D>(cache, &mut batch, Way::Through) {
+                let span = tracing::debug_span!(
+                    "larder.get_many",
+                    accessor = D::NAME,
+                    keys = batch.values.len(),
+                    hits = tracing::field::Empty
+                );
+                Fetch::<D, _>::new(cache, &mut batch, memo, span.clone())
+                    .run(Way::Through)
+                    .instrument(span)
+                    .await?;
+            }
         }
         Route::Direct(conn) => load_directly::<D>(conn, &mut batch).await?,
     }
@@ -116,10 +123,10 @@ pub async fn get_many<'a, D: Dataset>(
 ///
 /// Those of the load.
 pub async fn uncached<'a, D: Dataset>(
-    reader: impl Reader<'a, D::Source>,
+    reader: impl ReaderOf<'a, D::Source, D::Tier>,
     key: &D::Key,
-) -> Result<Option<D::Value>, LoadError<D::Error>> {
-    read_one::<D>(reader, key, Way::Past, Span::none()).await
+) -> Result<Option<Answer<D>>, LoadError<D::Error>> {
+    read_one::<D>(reader, key, Way::Past).await
 }
 
 /// Loads the value of this key again, and stores it in place of the one that is there.
@@ -129,30 +136,69 @@ pub async fn uncached<'a, D: Dataset>(
 /// # Errors
 ///
 /// Those of the load.
-pub async fn refresh<'a, D: Dataset>(
-    reader: impl Reader<'a, D::Source>,
+pub async fn refresh<'a, D: Dataset<Tier: Changing>>(
+    reader: impl ReaderOf<'a, D::Source, D::Tier>,
     key: &D::Key,
-) -> Result<Option<D::Value>, LoadError<D::Error>> {
-    read_one::<D>(reader, key, Way::Refresh, Span::none()).await
+) -> Result<Option<Answer<D>>, LoadError<D::Error>> {
+    read_one::<D>(reader, key, Way::Refresh).await
 }
 
 async fn read_one<'a, D: Dataset>(
     reader: impl Reader<'a, D::Source>,
     key: &D::Key,
     way: Way,
-    span: Span,
-) -> Result<Option<D::Value>, LoadError<D::Error>> {
-    let mut one = One { key, value: None };
+) -> Result<Option<Answer<D>>, LoadError<D::Error>> {
+    let mut one = One::<D> { key, value: None };
     match reader.route() {
         Route::Cached(cache) => {
-            Fetch::<D, _>::new(cache, &mut one, span.clone())
-                .run(way)
-                .instrument(span)
-                .await?;
+            if let Some(memo) = Memo::recall::<D>(cache, &mut one, way) {
+                let span = match way {
+                    Way::Through => tracing::debug_span!(
+                        "larder.get",
+                        accessor = D::NAME,
+                        hits = tracing::field::Empty
+                    ),
+                    Way::Past | Way::Refresh => Span::none(),
+                };
+                Fetch::<D, _>::new(cache, &mut one, memo, span.clone())
+                    .run(way)
+                    .instrument(span)
+                    .await?;
+            }
         }
         Route::Direct(conn) => load_directly::<D>(conn, &mut one).await?,
     }
     Ok(one.value)
+}
+
+/// Has the values of these keys built, in a task that doesn't keep the cache alive.
+pub(super) fn warm_apart<D>(cache: &Cache<D::Source>, keys: Vec<D::Key>)
+where
+    D: Dataset<Tier = DeployTier, Value: DeployImmutable>,
+{
+    let (rt, closing) = (cache.shared.rt, cache.shared.closing.clone());
+    let shared = Arc::downgrade(&cache.shared);
+    let warm = async move {
+        while let Some(shared) = shared.upgrade() {
+            let cache = Cache {
+                shared,
+                tally: None,
+                scope: None,
+            };
+            match get_many::<D>(&cache, &keys).await {
+                Ok(_) | Err(LoadError::Closed { .. }) => return,
+                Err(error) => {
+                    tracing::warn!(accessor = D::NAME, %error, "warming failed, and is tried again");
+                }
+            }
+            drop(cache);
+            rt.sleep(WARM_AGAIN).await;
+        }
+    };
+    let until_closed = async move {
+        closing.run_until_cancelled(warm).await;
+    };
+    drop(rt.spawn_apart(until_closed));
 }
 
 /// Has the store hold the values of these keys, through the loader: 2,000 keys at a time, one load at once.
@@ -160,13 +206,13 @@ async fn read_one<'a, D: Dataset>(
 /// # Errors
 ///
 /// Those of the loads; the keys before the one that failed are stored.
-pub async fn warm<D: Dataset>(
-    cache: &Cache<D::Source>,
+pub async fn warm<'a, D: Dataset>(
+    reader: impl ReaderOf<'a, D::Source, D::Tier> + Copy,
     keys: impl IntoIterator<Item = impl Borrow<D::Key>> + Send,
 ) -> Result<(), LoadError<D::Error>> {
     let keys: Vec<D::Key> = keys.into_iter().map(|key| key.borrow().clone()).collect();
     for chunk in keys.chunks(WINDOW) {
-        get_many::<D>(cache, chunk).await?;
+        get_many::<D>(reader, chunk).await?;
     }
     Ok(())
 }
@@ -181,7 +227,7 @@ pub async fn warm<D: Dataset>(
 /// # #[derive(Clone)] struct Db; impl Source for Db { type Conn = (); type Guard = Box<()>; type Error = Infallible;
 /// #   async fn acquire(&self) -> Result<Box<()>, Infallible> { Ok(Box::new(())) } }
 /// # enum Names {} impl Dataset for Names { const NAME: &'static str = "n"; const LIFETIME: Lifetime = Lifetime::Ttl(Duration::from_secs(9));
-/// #   type Source = Db; type Key = u64; type Value = String; type Form = Plain; type Error = Infallible;
+/// #   type Source = Db; type Key = u64; type Value = String; type Form = Plain; type Tier = NoTier; type Error = Infallible;
 /// #   async fn load(_: &mut (), _: Vec<u64>) -> Result<Vec<(u64, String)>, Infallible> { Ok(vec![]) } }
 /// async fn remember(cache: &Cache<Db>) -> Result<(), Error> {
 ///     prime::<Names>(cache, [(7, "Ada".to_owned())]).await // Names::LIFETIME is Lifetime::Ttl(…)
@@ -216,7 +262,13 @@ pub async fn prime<D: Immutable>(
         for (key, value) in values.by_ref().take(WINDOW) {
             let sealed = wire.push(cache.prefix(), D::NAME, &key).and_then(|()| {
                 let key = wire.get(wire.len() - 1);
-                accessor.seal(key, Some(&value), now, Duration::ZERO, &mut entries)
+                accessor.seal(
+                    key,
+                    Some(&D::Tier::hold(value)),
+                    now,
+                    Duration::ZERO,
+                    &mut entries,
+                )
             });
             match sealed {
                 Ok(()) => sets.push(Set::new(entries.split().freeze())),
@@ -245,27 +297,28 @@ async fn load_directly<D: Dataset>(
     let rows = D::load(conn, keys.collect()).await;
     for (key, value) in rows.map_err(|error| LoadError::Loader(Arc::new(error)))? {
         if let Some(index) = asked.index(&key) {
-            asked.set(index, Some(value));
+            asked.set(index, Some(D::Tier::hold(value)));
         }
     }
     Ok(())
 }
 
 /// The distinct keys that were asked for, and room for their values.
-trait Asked<D: Dataset>: Send + Sync {
+pub(super) trait Asked<D: Dataset>: Send + Sync {
     fn len(&self) -> usize;
     fn key(&self, index: usize) -> &D::Key;
     fn index(&self, key: &D::Key) -> Option<usize>;
-    fn set(&mut self, index: usize, value: Option<D::Value>);
+    fn value(&self, index: usize) -> Option<&Answer<D>>;
+    fn set(&mut self, index: usize, value: Option<Answer<D>>);
 }
 
 /// One key, without the map that a batch needs.
-struct One<'k, K, V> {
-    key: &'k K,
-    value: Option<V>,
+struct One<'k, D: Dataset> {
+    key: &'k D::Key,
+    value: Option<Answer<D>>,
 }
 
-impl<D: Dataset> Asked<D> for One<'_, D::Key, D::Value> {
+impl<D: Dataset> Asked<D> for One<'_, D> {
     fn len(&self) -> usize {
         1
     }
@@ -278,12 +331,16 @@ impl<D: Dataset> Asked<D> for One<'_, D::Key, D::Value> {
         (key == self.key).then_some(0)
     }
 
-    fn set(&mut self, _: usize, value: Option<D::Value>) {
+    fn value(&self, _: usize) -> Option<&Answer<D>> {
+        self.value.as_ref()
+    }
+
+    fn set(&mut self, _: usize, value: Option<Answer<D>>) {
         self.value = value;
     }
 }
 
-impl<D: Dataset> Asked<D> for Batch<D::Key, D::Value> {
+impl<D: Dataset> Asked<D> for Batch<D::Key, Answer<D>> {
     fn len(&self) -> usize {
         self.values.len()
     }
@@ -300,17 +357,21 @@ impl<D: Dataset> Asked<D> for Batch<D::Key, D::Value> {
         self.values.get_index_of(key)
     }
 
-    fn set(&mut self, index: usize, value: Option<D::Value>) {
+    fn value(&self, index: usize) -> Option<&Answer<D>> {
+        self.values[index].as_ref()
+    }
+
+    fn set(&mut self, index: usize, value: Option<Answer<D>>) {
         self.values[index] = value;
     }
 }
 
 /// Positions among the distinct keys; inline for a single one.
-type Positions = SmallVec<[usize; 1]>;
+pub(super) type Positions = SmallVec<[usize; 1]>;
 
 /// How a read goes.
-#[derive(Clone, Copy)]
-enum Way {
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
     /// From the store, or else loaded and stored.
     Through,
     /// Loaded, and not stored.
@@ -327,6 +388,8 @@ struct Fetch<'f, D: Dataset, A: Asked<D>> {
     cache: &'f Cache<D::Source>,
     accessor: Arc<Accessor<D>>,
     asked: &'f mut A,
+    /// The tier in front of this read.
+    memo: Memo<'f>,
     span: Span,
     /// Whether a loader asks, which shares nothing with others.
     nested: bool,
@@ -359,11 +422,12 @@ struct Missed {
 }
 
 impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
-    fn new(cache: &'f Cache<D::Source>, asked: &'f mut A, span: Span) -> Self {
+    fn new(cache: &'f Cache<D::Source>, asked: &'f mut A, memo: Memo<'f>, span: Span) -> Self {
         Self {
             accessor: cache.accessor::<D>(),
             cache,
             asked,
+            memo,
             span,
             nested: load::is_nested(),
             replaces: false,
@@ -393,16 +457,17 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
         if load::is_recursive::<D>(self.cache, self.keys()) {
             return Err(LoadError::Recursive { accessor: D::NAME });
         }
-        let bypassed = self.cache.is_bypassed()
-            || self.accessor.is_bypassed()
-            || self.accessor.marshaller.is_err();
         match way {
-            _ if bypassed => self.bypass(),
+            _ if self.cache.is_bypassed_for(&*self.accessor) => self.bypass(),
             Way::Past => self.bypass(),
             Way::Through => {
+                for &position in &self.memo.distrusted() {
+                    self.miss(position, None);
+                }
                 self.follow_or_address();
                 self.look_up_all().await;
             }
+            Way::Refresh if !D::Form::STORED => self.miss(0, None),
             Way::Refresh => {
                 for position in 0..self.asked.len() {
                     self.address(position);
@@ -410,17 +475,20 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
                 self.look_at_tokens().await;
             }
         }
-        self.finish().await
+        self.finish().await?;
+        self.memo.keep(self.cache, &*self.accessor, &*self.asked);
+        Ok(())
     }
 
     fn keys(&self) -> impl Iterator<Item = &D::Key> {
         (0..self.asked.len()).map(|position| self.asked.key(position))
     }
 
-    /// Has everything loaded, and nothing stored.
+    /// Has everything loaded that the tier hasn't, and nothing stored.
     fn bypass(&mut self) {
-        self.accessor.counters.bypassed.add(self.asked.len() as u64);
-        for position in 0..self.asked.len() {
+        let rest = self.memo.rest(self.asked.len());
+        self.accessor.counters.bypassed.add(rest.len() as u64);
+        for position in rest {
             self.miss(position, None);
         }
     }
@@ -452,17 +520,20 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
 
     /// Joins loads that are under way, and makes wire keys of the rest.
     fn follow_or_address(&mut self) {
-        let count = self.asked.len();
-        self.wire = Keys::with_capacity(count);
-        self.positions.reserve(count);
-        for position in 0..count {
+        let rest = self.memo.rest(self.asked.len());
+        if D::Form::STORED {
+            self.wire = Keys::with_capacity(rest.len());
+            self.positions.reserve(rest.len());
+        }
+        for position in rest {
             let running = match self.nested {
                 true => None,
                 false => self.accessor.flights.join(self.asked.key(position)),
             };
             match running {
                 Some(ticket) => self.followed.push((position, ticket)),
-                None => self.address(position),
+                None if D::Form::STORED => self.address(position),
+                None => self.miss(position, None),
             }
         }
     }
@@ -579,7 +650,7 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
         match self.accessor.open(key, entry, now) {
             Opened::Value(value) => {
                 self.hits += 1;
-                self.asked.set(position, Some(value));
+                self.asked.set(position, Some(D::Tier::hold(value)));
             }
             Opened::Absent => {
                 self.absent += 1;
@@ -719,7 +790,7 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
                     self.shared += 1;
                     self.asked.set(position, value?);
                 }
-                None if load_at_once => self.miss(position, None),
+                None if load_at_once || !D::Form::STORED => self.miss(position, None),
                 None => {
                     let before = self.positions.len();
                     self.address(position);
@@ -735,7 +806,7 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
 
     fn count(&self, took: Duration) {
         let counters = &self.accessor.counters;
-        let keys = self.asked.len() as u64;
+        let keys = self.memo.rest_len(self.asked.len()) as u64;
         counters.keys.add(keys);
         for (counter, count) in [
             (&counters.hits, self.hits),

@@ -10,6 +10,8 @@
 //!    acknowledged before would have voided the lease, and the fill would have been lost. (That the fill was answered
 //!    `Stored` isn't enough: the answer may be under way while a write is acknowledged.)
 //!
+//! Values of the deploy tier never change, so that any load of theirs may be joined until it is over.
+//!
 //! A load without a lease can be joined only in the first case. The next one for its key waits until it is done, so
 //! that a key has at most one load running and one waiting when the store is away.
 //!
@@ -23,7 +25,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-use super::{Dataset, LoadError};
+use super::{Answer, Dataset, LoadError, Tier, TierKind};
 use crate::contract::Token;
 
 /// The loads of one data set that can be found by key.
@@ -146,8 +148,7 @@ pub(crate) enum Phase {
 }
 
 /// What a load answers per key, in the order of its keys; `None` where a key has no row.
-pub(crate) type Answer<D> =
-    Result<Vec<Option<<D as Dataset>::Value>>, LoadError<<D as Dataset>::Error>>;
+pub(crate) type Outcome<D> = Result<Vec<Option<Answer<D>>>, LoadError<<D as Dataset>::Error>>;
 
 /// One call of a loader, for one or many keys.
 pub(crate) struct Load<D: Dataset> {
@@ -164,7 +165,7 @@ struct State<D: Dataset> {
     /// Which keys somebody else waits for; empty while nobody does.
     joined: Vec<bool>,
     /// The values that haven't been taken, once they are there; an outer `None` was taken.
-    values: Vec<Option<Option<D::Value>>>,
+    values: Vec<Option<Option<Answer<D>>>>,
     error: Option<LoadError<D::Error>>,
     /// Which fills were stored; empty if none was.
     stored: Vec<bool>,
@@ -195,6 +196,8 @@ impl<D: Dataset> Load<D> {
         let mut state = self.lock();
         let until = match state.phase {
             Phase::Queued => Phase::Loaded,
+            // What can't change while this code runs is right whenever it was read.
+            Phase::Loading | Phase::Filling if D::Tier::KIND == TierKind::Deploy => Phase::Loaded,
             Phase::Loading if self.tokens[index].is_some() => Phase::Settled,
             _ => return None,
         };
@@ -254,7 +257,7 @@ impl<D: Dataset> Load<D> {
     }
 
     /// The answer can be taken.
-    pub(crate) fn publish(&self, rows: Answer<D>) {
+    pub(crate) fn publish(&self, rows: Outcome<D>) {
         let mut state = self.lock();
         match rows {
             Ok(values) => state.values = values.into_iter().map(Some).collect(),
@@ -287,7 +290,7 @@ impl<D: Dataset> Load<D> {
     }
 
     /// The answer for the call that started the load: it takes the values, and leaves copies for those who joined.
-    pub(crate) async fn lead(&self) -> Answer<D> {
+    pub(crate) async fn lead(&self) -> Outcome<D> {
         self.reached(Phase::Loaded).await;
         let mut state = self.lock();
         if let Some(error) = &state.error {
@@ -313,7 +316,7 @@ pub(crate) struct Ticket<D: Dataset> {
 
 impl<D: Dataset> Ticket<D> {
     /// The key's value; `None` if it can't be shared after all, so that the reader must look for itself.
-    pub(crate) async fn value(self) -> Option<Result<Option<D::Value>, LoadError<D::Error>>> {
+    pub(crate) async fn value(self) -> Option<Result<Option<Answer<D>>, LoadError<D::Error>>> {
         self.load.reached(self.until).await;
         let state = self.load.lock();
         if let Some(error) = &state.error {

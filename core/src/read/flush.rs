@@ -1,10 +1,11 @@
 //! Flushing: deleting the entries of keys whose data changed.
 
 use std::borrow::Borrow;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::accessor::Accessor;
-use super::{Cache, Dataset, FlushError, Source};
+use super::{Cache, Changing, Dataset, FlushError, Form, Scope, Source, Tier as _, TierKind};
 use crate::contract::{Error, ErrorKind, Keys, Prefix, Target, Trips, WriteOptions};
 
 /// Keys deleted in one exchange per server.
@@ -17,11 +18,14 @@ impl<S: Source> Cache<S> {
     /// and servers. The deletes run in a task of their own, which goes on if the caller is dropped; a caller that may be dropped between commit and
     /// flush, as a request handler may, runs both in one spawned task. One exchange per server and 10,000 keys.
     ///
+    /// Through the handle of a request it also drops what the request keeps of these keys; and where a delete isn't
+    /// confirmed, the rest of the request reads that key from the source.
+    ///
     /// # Errors
     ///
     /// Lists the keys whose servers didn't confirm. Their entries may be served until their TTL, since nothing is
     /// retried.
-    pub async fn flush<D: Dataset<Source = S>>(
+    pub async fn flush<D: Dataset<Source = S, Tier: Changing>>(
         &self,
         keys: impl IntoIterator<Item = impl Borrow<D::Key>> + Send,
     ) -> Result<(), FlushError> {
@@ -31,15 +35,24 @@ impl<S: Source> Cache<S> {
         }
         let accessor = self.accessor::<D>();
         accessor.flights.detach(&keys);
+        let own = Own::drop_from::<D>(self, &keys);
+        if !D::Form::STORED {
+            return Ok(());
+        }
         let unsettled = self.tally.as_ref().map(|tally| tally.unsettled());
         let trips = accessor.counters.trips(self.tally.as_deref());
         let targets = self.shared.generations.targets();
         let keys: Arc<[D::Key]> = keys.into();
         let task = self.shared.tasks.track_future({
             let keys = Arc::clone(&keys);
+            let own = own.clone();
             async move {
                 let _unsettled = unsettled;
-                delete(&accessor, &keys, &targets, trips).await
+                let flushed = delete(&accessor, &keys, &targets, trips).await;
+                if let Some(own) = own {
+                    own.drop_again(flushed.as_ref().err());
+                }
+                flushed
             }
         });
         self.shared.rt.spawn(task).await.unwrap_or_else(|end| {
@@ -49,15 +62,56 @@ impl<S: Source> Cache<S> {
             };
             let wire = wire_keys::<D>(self.prefix(), &keys);
             let readable = wire.iter().map(|key| key.without_prefix().to_owned());
-            Err(FlushError {
+            let error = FlushError {
                 accessor: D::NAME,
                 keys: readable.collect(),
                 cause: Error::new(
                     ErrorKind::Unavailable,
                     format!("the flush of `{}` {what}", D::NAME),
                 ),
-            })
+            };
+            if let Some(own) = own {
+                own.drop_again(Some(&error));
+            }
+            Err(error)
         })
+    }
+}
+
+/// What the request that flushes keeps of the flushed keys.
+///
+/// It is dropped before the deletes, since the request has written, and again after them: in between, the request may
+/// have read and kept what the store still had.
+#[derive(Clone)]
+struct Own {
+    scope: Arc<dyn Scope>,
+    wire: Keys,
+}
+
+impl Own {
+    fn drop_from<D: Dataset>(cache: &Cache<D::Source>, keys: &[D::Key]) -> Option<Self> {
+        let scope = cache.scope.as_ref()?;
+        if D::Tier::KIND != TierKind::Request {
+            return None;
+        }
+        let own = Self {
+            scope: Arc::clone(scope),
+            wire: wire_keys::<D>(cache.prefix(), keys),
+        };
+        own.scope.forget(&own.wire);
+        Some(own)
+    }
+
+    /// What wasn't confirmed may be old in the store, so that the request reads it from the source from now on.
+    fn drop_again(&self, unconfirmed: Option<&FlushError>) {
+        let Some(error) = unconfirmed else {
+            return self.scope.forget(&self.wire);
+        };
+        let unconfirmed: HashSet<&str> = error.keys.iter().map(String::as_str).collect();
+        let (old, dropped): (Vec<usize>, Vec<usize>) = (0..self.wire.len())
+            .partition(|&index| unconfirmed.contains(self.wire.get(index).without_prefix()));
+        self.scope.forget(&self.wire.select(dropped));
+        self.scope.distrust(&self.wire.select(old));
     }
 }
 

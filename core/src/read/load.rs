@@ -15,8 +15,8 @@ use tokio::sync::OwnedSemaphorePermit;
 use tracing::Instrument as _;
 
 use super::accessor::Accessor;
-use super::flight::{Answer, Load, Phase};
-use super::{Cache, Dataset, LoadError, Rows, Source};
+use super::flight::{Load, Outcome, Phase};
+use super::{Answer, Cache, Dataset, LoadError, Recall, Rows, Scope, Source, Tier, TierKind, memo};
 use crate::Instant;
 use crate::contract::{
     Error, ErrorKind, Fill, FillOutcome, Keys, Lease, Lost, Result, Set, Trips, WriteOptions,
@@ -146,12 +146,18 @@ impl<D: Dataset> Running<D> {
         let (rows, cost) = match self.place(before).await {
             Ok(_place) => {
                 self.load.advance(Phase::Loading);
-                let started = self.cache.shared.rt.now();
-                let rows = self.ask_source().await;
-                (rows, self.count(started))
+                match self.built() {
+                    Some(built) if built.iter().all(Option::is_some) => (Ok(built), Duration::ZERO),
+                    built => {
+                        let started = self.cache.shared.rt.now();
+                        let rows = self.ask_source(built).await;
+                        (rows, self.count(started))
+                    }
+                }
             }
             Err(error) => (Err(error), Duration::ZERO),
         };
+        self.keep_built(&rows);
         let fills = match &rows {
             Ok(values) => self.seal(values, leases, &wire, cost),
             Err(error) => {
@@ -174,29 +180,110 @@ impl<D: Dataset> Running<D> {
     ) -> Result<Option<[OwnedSemaphorePermit; 2]>, LoadError<D::Error>> {
         let shared = &self.cache.shared;
         let place = async {
+            self.back_off().await?;
             if self.nested {
                 // The loader that asked holds a place, or the value that others wait for: were it to wait for another
                 // one, as many of them as there are places would wait for each other.
-                return None;
+                return Ok(None);
             }
             for load in before {
                 load.reached(Phase::Loaded).await;
             }
             let own = Arc::clone(&self.accessor.places).acquire_owned().await;
             let common = Arc::clone(&shared.places).acquire_owned().await;
-            Some([own, common].map(|permit| permit.expect("the semaphores are never closed")))
+            Ok(Some([own, common].map(|permit| {
+                permit.expect("the semaphores are never closed")
+            })))
         };
         let limit = shared.load_queue;
         let place = shared.rt.timeout(limit, place).await;
-        place.ok_or(LoadError::Overloaded {
+        place.unwrap_or(Err(LoadError::Overloaded {
             accessor: D::NAME,
             after: limit,
-        })
+        }))
     }
 
-    /// Asks the source, and puts its rows into the order of the keys.
-    async fn ask_source(&self) -> Answer<D> {
-        let keys = self.load.keys.clone();
+    /// Waits until what failed to be built for the deploy tier may be tried again.
+    async fn back_off(&self) -> Result<(), LoadError<D::Error>> {
+        if D::Tier::KIND != TierKind::Deploy {
+            return Ok(());
+        }
+        let Some(until) = self.accessor.backoff.until(&self.load.keys) else {
+            return Ok(());
+        };
+        let shared = &self.cache.shared;
+        let waited = shared
+            .closing
+            .run_until_cancelled(shared.rt.sleep_until(until));
+        waited.await.ok_or(LoadError::Closed { accessor: D::NAME })
+    }
+
+    /// What the deploy tier has of the keys by now: somebody else may have built it since the reader looked. `None` if
+    /// there is no such tier.
+    fn built(&self) -> Option<Vec<Option<Answer<D>>>> {
+        let scope = self.deploy_scope()?;
+        let recall = |key: &D::Key| match self.in_scope(scope, key)? {
+            (_, Recall::Kept(Some(value))) => D::Tier::recall(value),
+            _ => None,
+        };
+        let only = self.accessor.only.get();
+        let built = self.load.keys.iter().map(|key| match only {
+            Some(only) => Some(only.value.clone()),
+            None => recall(key),
+        });
+        Some(built.collect())
+    }
+
+    /// Puts what was built into the deploy tier, whether or not its reader still waits; or remembers that it failed.
+    fn keep_built(&self, rows: &Outcome<D>) {
+        let Some(scope) = self.deploy_scope() else {
+            return;
+        };
+        let keys = &self.load.keys;
+        let Ok(values) = rows else {
+            return self
+                .accessor
+                .backoff
+                .failed(keys, self.cache.shared.rt.now());
+        };
+        self.accessor.backoff.succeeded(keys);
+        for (key, value) in keys.iter().zip(values) {
+            if let Some((wire, Recall::Unknown(mark))) = self.in_scope(scope, key) {
+                let key = wire.get(0);
+                memo::put(
+                    &self.cache,
+                    &*self.accessor,
+                    scope,
+                    key,
+                    mark,
+                    value.as_ref(),
+                );
+            }
+        }
+    }
+
+    fn deploy_scope(&self) -> Option<&dyn Scope> {
+        match D::Tier::KIND {
+            TierKind::Deploy => self.cache.scope_of(&*self.accessor),
+            TierKind::None | TierKind::Request => None,
+        }
+    }
+
+    /// The wire key, and what the scope has of it; `None` for what can't be a key.
+    fn in_scope(&self, scope: &dyn Scope, key: &D::Key) -> Option<(Keys, Recall)> {
+        let mut wire = Keys::new();
+        wire.push(self.cache.prefix(), D::NAME, key).ok()?;
+        let recalled = scope.get(wire.get(0));
+        Some((wire, recalled))
+    }
+
+    /// Asks the source for what isn't built yet, and puts its rows into the order of the keys.
+    async fn ask_source(&self, built: Option<Vec<Option<Answer<D>>>>) -> Outcome<D> {
+        let mut values = built.unwrap_or_default();
+        values.resize_with(self.load.keys.len(), || None);
+        let missing = self.load.keys.iter().zip(&values);
+        let missing = missing.filter(|(_, value)| value.is_none());
+        let keys: Vec<D::Key> = missing.map(|(key, _)| key.clone()).collect();
         let source = &self.cache.shared.source;
         let rows = async {
             let mut connection = source.acquire().await?;
@@ -208,7 +295,7 @@ impl<D: Dataset> Running<D> {
             .rt
             .timeout(D::LOAD_TIMEOUT, unwinding(rows));
         match limit.await {
-            Some(Some(Ok(rows))) => Ok(self.in_order(rows)),
+            Some(Some(Ok(rows))) => Ok(self.in_order(rows, values)),
             Some(Some(Err(error))) => Err(LoadError::Loader(Arc::new(error))),
             Some(None) => Err(LoadError::Panicked { accessor: D::NAME }),
             None => Err(LoadError::Timeout {
@@ -218,11 +305,13 @@ impl<D: Dataset> Running<D> {
         }
     }
 
-    fn in_order(&self, rows: Rows<D>) -> Vec<Option<D::Value>> {
+    fn in_order(
+        &self,
+        rows: Rows<D>,
+        mut values: Vec<Option<Answer<D>>>,
+    ) -> Vec<Option<Answer<D>>> {
         let keys = &self.load.keys;
         let counters = &self.accessor.counters;
-        let mut values: Vec<Option<D::Value>> = Vec::new();
-        values.resize_with(keys.len(), || None);
         let index: HashMap<&D::Key, usize, foldhash::fast::RandomState> = keys
             .iter()
             .enumerate()
@@ -230,7 +319,7 @@ impl<D: Dataset> Running<D> {
             .collect();
         for (key, value) in rows {
             match index.get(&key) {
-                Some(&index) => values[index] = Some(value),
+                Some(&index) => values[index] = Some(D::Tier::hold(value)),
                 None => counters.loaded_extra.add(1),
             }
         }
@@ -258,7 +347,7 @@ impl<D: Dataset> Running<D> {
     /// Makes entries of what was loaded, one per lease where there is something to store.
     fn seal(
         &self,
-        values: &[Option<D::Value>],
+        values: &[Option<Answer<D>>],
         leases: Vec<Option<Lease>>,
         wire: &Keys,
         cost: Duration,
@@ -329,7 +418,7 @@ impl<D: Dataset> Running<D> {
 
     /// Hands the fills over, gives the callers their values, and waits for what the store answers: which of the load's
     /// keys were stored.
-    async fn store(&self, rows: Answer<D>, fills: Fills, wire: &Keys) -> Vec<bool> {
+    async fn store(&self, rows: Outcome<D>, fills: Fills, wire: &Keys) -> Vec<bool> {
         let backend = &self.cache.shared.backend;
         let options = WriteOptions::trips(self.trips());
         let Fills { fill, release } = fills;

@@ -6,6 +6,8 @@
 //! call, `flight` makes many callers wait for one load, `load` is that load.
 
 mod accessor;
+mod accessors;
+mod backoff;
 mod batch;
 mod cache;
 mod dataset;
@@ -14,13 +16,20 @@ mod fetch;
 mod flight;
 mod flush;
 mod load;
+mod memo;
 mod reader;
+mod scope;
 mod source;
+mod tier;
 
 pub use batch::{Batch, Missing};
 pub use cache::{Cache, CacheBuilder};
-pub use dataset::{BoxError, Dataset, Form, Immutable, Lifetime, Plain, Rows};
+pub use dataset::{
+    Answer, BoxError, Dataset, Form, Immutable, Lifetime, Plain, Rows, Unstored, Weigh,
+};
 pub use error::{FlushError, LoadError};
 pub use fetch::{get, get_many, prime, refresh, uncached, warm};
-pub use reader::{Direct, Reader, Route};
+pub use reader::{Direct, Reader, ReaderOf, Route, ScopedReader};
+pub use scope::{Kept, Mark, Recall, Scope, Scopes, SharedValue, TierStats, TiersStats};
 pub use source::Source;
+pub use tier::{Changing, DeployImmutable, DeployTier, NoTier, RequestTier, Tier, TierKind};

@@ -1,8 +1,8 @@
 //! Who asks, and so which way a read goes.
 
-use super::{Cache, Source};
+use super::{Cache, DeployTier, NoTier, RequestTier, Source};
 
-/// Who asks: the cache, the application's own state, or a connection past the cache.
+/// Who asks: the cache, a request, the application's own state, or a connection past the cache.
 ///
 /// ```
 /// # use larder_core::{Cache, Reader, Route, Source};
@@ -20,6 +20,11 @@ use super::{Cache, Source};
 ///     }
 /// }
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` isn't a reader of `{S}`",
+    note = "readers are `&cache`, `&request`, `Direct(&mut connection)`, and what implements `Reader` for a type of the \
+            application's own; those that are held are lent: `&cache`, not `cache`"
+)]
 pub trait Reader<'a, S: Source>: Send {
     /// The way this reader's reads go.
     fn route(self) -> Route<'a, S>;
@@ -29,11 +34,58 @@ pub trait Reader<'a, S: Source>: Send {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Route<'a, S: Source> {
-    /// Through the cache.
+    /// Through the cache, and through the tier of the scope that the handle may carry.
     Cached(&'a Cache<S>),
     /// Past the cache: the loader runs on this connection, sees its own writes, and fills nothing.
     Direct(&'a mut S::Conn),
 }
+
+/// A reader that lives as long as one request, so that values may be kept for it; or one past the cache.
+///
+/// larder's own are `&Request` and [`Direct`]. A type of the application's own that holds a request is one in two lines;
+/// its [`route`](Reader::route) is the request's.
+///
+/// ```
+/// # use larder_core::{Reader, Route, ScopedReader, Source};
+/// # fn show<S: Source, Request>() where for<'a> &'a Request: ScopedReader<'a, S> { struct Visit<Request> { request: Request }
+/// # use larder_core::*;
+/// # }
+/// # struct Visit<R> { request: R }
+/// impl<'a, S: Source, R> Reader<'a, S> for &'a Visit<R>
+/// where
+///     R: Sync,
+///     &'a R: ScopedReader<'a, S>,
+/// {
+///     fn route(self) -> Route<'a, S> {
+///         (&self.request).route()
+///     }
+/// }
+///
+/// impl<'a, S: Source, R> ScopedReader<'a, S> for &'a Visit<R>
+/// where
+///     R: Sync,
+///     &'a R: ScopedReader<'a, S>,
+/// {
+/// }
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "a data set with `type Tier = RequestTier` is read with a request, and `{Self}` isn't one",
+    label = "has no request scope",
+    note = "take a `larder::Request` (the extractor below a `RequestLayer`, or `Request::begin(&cache)` in a job or a \
+            test) and read with `&request`",
+    note = "inside a transaction read with `Direct(&mut connection)`; for data that is read without a request, set \
+            `type Tier = NoTier`"
+)]
+pub trait ScopedReader<'a, S: Source>: Reader<'a, S> {}
+
+/// A reader that may ask for data of this tier: any reader, or a [`ScopedReader`] for [`RequestTier`].
+///
+/// It follows from [`Reader`] and [`ScopedReader`]; nobody else implements it.
+pub trait ReaderOf<'a, S: Source, T>: Reader<'a, S> {}
+
+impl<'a, S: Source, R: Reader<'a, S>> ReaderOf<'a, S, NoTier> for R {}
+impl<'a, S: Source, R: Reader<'a, S>> ReaderOf<'a, S, DeployTier> for R {}
+impl<'a, S: Source, R: ScopedReader<'a, S>> ReaderOf<'a, S, RequestTier> for R {}
 
 impl<'a, S: Source> Reader<'a, S> for &'a Cache<S> {
     fn route(self) -> Route<'a, S> {
@@ -51,3 +103,5 @@ impl<'a, S: Source> Reader<'a, S> for Direct<'a, S::Conn> {
         Route::Direct(self.0)
     }
 }
+
+impl<'a, S: Source> ScopedReader<'a, S> for Direct<'a, S::Conn> {}

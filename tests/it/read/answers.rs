@@ -166,6 +166,7 @@ async fn rows_that_nobody_asked_for_are_ignored_and_counted() {
         type Key = u64;
         type Value = String;
         type Form = larder_core::Plain;
+        type Tier = larder_core::NoTier;
         type Error = Broken;
         async fn load(shelf: &mut Conn, ids: Vec<u64>) -> Result<Vec<(u64, String)>, Broken> {
             let mut rows = shelf.0.load(&ids).await?;

@@ -8,7 +8,9 @@ use std::task::Poll;
 use std::time::Duration;
 
 use larder_backends::memcached::{Memcached, MemcachedConfig};
-use larder_core::{Backend, Cache, Dataset, Lifetime, Plain, Prefix, Rows, Rt, get, get_many};
+use larder_core::{
+    Backend, Cache, Dataset, Lifetime, NoTier, Plain, Prefix, Rows, Rt, get, get_many,
+};
 use larder_harness::fake::{Fake, Step};
 use tokio::task::{JoinSet, yield_now};
 use tokio::time::timeout;
@@ -32,6 +34,7 @@ impl Dataset for Slow {
     type Key = u64;
     type Value = String;
     type Form = Plain;
+    type Tier = NoTier;
     type Error = Broken;
 
     async fn load(shelf: &mut Conn, ids: Vec<u64>) -> Result<Rows<Self>, Broken> {

@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime};
 
 use larder_backends::{Memory, MemoryConfig};
 use larder_core::{
-    Backend, BackendExt as _, BoxError, Cache, Dataset, Form, GetOptions, Lifetime, Lookup, Plain,
-    Prefix, Rows, Rt, Set, get, get_many,
+    Backend, BackendExt as _, BoxError, Cache, Dataset, Form, GetOptions, Lifetime, Lookup, NoTier,
+    Plain, Prefix, Rows, Rt, Set, get, get_many,
 };
 
 use super::shelf::{Broken, Conn, HOUR, Row, Shelf, cache, cache_on, clock, dataset, memory, text};
@@ -65,6 +65,7 @@ impl Dataset for Longer {
     type Key = u64;
     type Value = (String, u32);
     type Form = Plain;
+    type Tier = NoTier;
     type Error = Broken;
 
     async fn load(shelf: &mut Conn, ids: Vec<u64>) -> Result<Rows<Self>, Broken> {
@@ -183,6 +184,7 @@ impl Dataset for Hooked {
     type Key = u64;
     type Value = String;
     type Form = Tail;
+    type Tier = NoTier;
     type Error = Broken;
 
     async fn load(shelf: &mut Conn, ids: Vec<u64>) -> Result<Rows<Self>, Broken> {
@@ -237,6 +239,7 @@ impl Dataset for ByText {
     type Key = String;
     type Value = String;
     type Form = Plain;
+    type Tier = NoTier;
     type Error = Broken;
 
     async fn load(shelf: &mut Conn, texts: Vec<String>) -> Result<Rows<Self>, Broken> {

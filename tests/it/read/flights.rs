@@ -5,7 +5,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use larder_core::{
-    BackendExt as _, Cache, Dataset, Lifetime, LoadError, Plain, Rows, get, get_many,
+    BackendExt as _, Cache, Dataset, Lifetime, LoadError, NoTier, Plain, Rows, get, get_many,
 };
 use tokio::task::JoinHandle;
 
@@ -408,6 +408,7 @@ impl Dataset for Uniques {
     type Key = u64;
     type Value = Unique;
     type Form = Plain;
+    type Tier = NoTier;
     type Error = Broken;
 
     async fn load(shelf: &mut Conn, ids: Vec<u64>) -> Result<Rows<Self>, Broken> {

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use larder_core::{
-    Cache, Dataset, Lifetime, LoadError, Plain, Prefix, Rows, Source, get, get_many,
+    Cache, Dataset, Lifetime, LoadError, NoTier, Plain, Prefix, Rows, Source, get, get_many,
 };
 
 use super::shelf::{Broken, HOUR, Row, Shelf, cache, clock, dataset, memory, text};
@@ -183,6 +183,7 @@ impl Dataset for Count {
     type Key = u64;
     type Value = u64;
     type Form = Plain;
+    type Tier = NoTier;
     type Error = Inner;
 
     async fn load(nested: &mut Nested, keys: Vec<u64>) -> Result<Rows<Self>, Inner> {

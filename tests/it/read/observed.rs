@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex};
 
-use larder_core::{Dataset, Lifetime, Plain, Rows, get, get_many};
+use larder_core::{Dataset, Lifetime, NoTier, Plain, Rows, get, get_many};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::subscriber::DefaultGuard;
@@ -119,6 +119,7 @@ impl Dataset for Secret {
     type Key = String;
     type Value = String;
     type Form = Plain;
+    type Tier = NoTier;
     type Error = Broken;
 
     async fn load(shelf: &mut Conn, texts: Vec<String>) -> Result<Rows<Self>, Broken> {
@@ -190,6 +191,7 @@ async fn the_loaders_own_spans_are_below_the_load() {
         type Key = u64;
         type Value = String;
         type Form = Plain;
+        type Tier = NoTier;
         type Error = Broken;
 
         async fn load(shelf: &mut Conn, ids: Vec<u64>) -> Result<Rows<Self>, Broken> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use larder_core::entry::Codec;
-use larder_core::{Cache, Dataset, Lifetime, Plain, Rows, get};
+use larder_core::{Cache, Dataset, Lifetime, NoTier, Plain, Rows, get};
 use serde::{Deserialize, Serialize};
 
 use super::shelf::{Broken, Conn, HOUR, Row, Shelf, memory};
@@ -51,6 +51,7 @@ macro_rules! shaped {
             type Key = u64;
             type Value = $value;
             type Form = Plain;
+            type Tier = NoTier;
             type Error = Broken;
 
             async fn load(shelf: &mut Conn, ids: Vec<u64>) -> Result<Rows<Self>, Broken> {
@@ -89,8 +90,8 @@ async fn a_shape_that_cannot_be_derived_fails_the_build_and_names_schema() {
 
 async fn check_cached<D>()
 where
-    D: Dataset<Source = Shelf, Key = u64, Error = Broken>,
-    D::Value: From<(u64, String)> + PartialEq + std::fmt::Debug,
+    D: Dataset<Source = Shelf, Key = u64, Error = Broken, Tier = larder_core::NoTier>,
+    D::Value: From<(u64, String)> + Clone + PartialEq + std::fmt::Debug,
 {
     let shelf = Shelf::of([7, 8]);
     let cache = Cache::builder(shelf.clone())

@@ -161,6 +161,7 @@ macro_rules! dataset {
             type Key = u64;
             type Value = String;
             type Form = larder_core::Plain;
+            type Tier = larder_core::NoTier;
             type Error = $crate::read::shelf::Broken;
 
             async fn load(

@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use async_trait::async_trait;
 use bytes::Bytes;
-use larder_core::{Cache, Dataset, Lifetime, Plain, Prefix, Source};
+use larder_core::{Cache, Dataset, Lifetime, NoTier, Plain, Prefix, Source};
 use serde::{Deserialize, Serialize};
 
 use super::limit::Replay;
@@ -92,6 +92,7 @@ impl Dataset for MessageById {
     type Key = u64;
     type Value = Message;
     type Form = Plain;
+    type Tier = NoTier;
     type Error = Infallible;
 
     async fn load(

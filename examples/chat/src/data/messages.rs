@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use larder::{Compression, Dataset, Lifetime, Plain};
+use larder::{Compression, Dataset, Lifetime, NoTier, Plain};
 use serde::{Deserialize, Serialize};
 use sqlx::QueryBuilder;
 use sqlx::sqlite::{Sqlite, SqliteConnection};
@@ -78,6 +78,7 @@ impl Dataset for Messages {
     type Key = MessageId;
     type Value = Message;
     type Form = Plain;
+    type Tier = NoTier;
     type Error = sqlx::Error;
 
     async fn load(

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use larder::{Dataset, Lifetime, Plain};
+use larder::{Dataset, Lifetime, NoTier, Plain};
 use serde::{Deserialize, Serialize};
 use sqlx::sqlite::SqliteConnection;
 
@@ -43,6 +43,7 @@ impl Dataset for Streams {
     type Key = StreamId;
     type Value = Stream;
     type Form = Plain;
+    type Tier = NoTier;
     type Error = sqlx::Error;
 
     async fn load(
@@ -84,6 +85,7 @@ impl Dataset for Subscribers {
     type Key = StreamId;
     type Value = Vec<UserId>;
     type Form = Plain;
+    type Tier = NoTier;
     type Error = sqlx::Error;
 
     async fn load(

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use larder::{BoxError, Dataset, Form, KeyPart, KeyWriter, Lifetime, Plain};
+use larder::{BoxError, Dataset, Form, KeyPart, KeyWriter, Lifetime, NoTier, Plain};
 use serde::{Deserialize, Serialize};
 use sqlx::sqlite::SqliteConnection;
 
@@ -70,6 +70,7 @@ impl Dataset for Users {
     type Key = UserId;
     type Value = User;
     type Form = StoredUser<String>;
+    type Tier = NoTier;
     type Error = sqlx::Error;
 
     async fn load(
@@ -112,6 +113,7 @@ impl Dataset for UsersByEmail {
     type Key = Email;
     type Value = UserId;
     type Form = Plain;
+    type Tier = NoTier;
     type Error = sqlx::Error;
 
     async fn load(

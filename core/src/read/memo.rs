@@ -1,0 +1,243 @@
+//! The tier in front of a read: what it has is taken from it, and what is read is put into it.
+
+use std::any::TypeId;
+
+use super::accessor::{Accessor, Only};
+use super::fetch::{Asked, Positions, Way};
+use super::{Answer, Cache, Dataset, Form, Kept, Mark, Recall, Scope, SharedValue, Tier, TierKind};
+use crate::contract::{Key, Keys};
+use crate::stats::AccessorCounters;
+
+/// What a tier left for the store to answer.
+#[derive(Default)]
+pub(super) struct Memo<'f> {
+    /// The keys that the tier hadn't, and where what is read of them is put; without a tier, nothing.
+    open: Option<Open<'f>>,
+}
+
+struct Open<'f> {
+    scope: &'f dyn Scope,
+    /// The earliest mark of all keys.
+    mark: Mark,
+    /// The wire keys of `positions`.
+    wire: Keys,
+    positions: Positions,
+    /// Keys that can't be wire keys, which no tier keeps.
+    unkeyable: Positions,
+    /// Keys whose flush wasn't confirmed: read past the store, and not kept.
+    distrusted: Positions,
+}
+
+impl<'f> Memo<'f> {
+    /// Takes from the tier what it has; `None` if that is all that was asked for.
+    pub(super) fn recall<D: Dataset>(
+        cache: &'f Cache<D::Source>,
+        asked: &mut impl Asked<D>,
+        way: Way,
+    ) -> Option<Self> {
+        if D::Tier::KIND == TierKind::None || way == Way::Past {
+            return Some(Self::default());
+        }
+        match cache.registered::<D>() {
+            Some(accessor) => Self::ask(cache, accessor, asked, way),
+            None => Self::ask(cache, &cache.accessor::<D>(), asked, way),
+        }
+    }
+
+    fn ask<D: Dataset>(
+        cache: &'f Cache<D::Source>,
+        accessor: &Accessor<D>,
+        asked: &mut impl Asked<D>,
+        way: Way,
+    ) -> Option<Self> {
+        if way == Way::Through
+            && let Some(only) = accessor.only.get()
+        {
+            asked.set(0, Some(only.value.clone()));
+            count_hits(cache, &accessor.counters, 1);
+            return None;
+        }
+        let Some(scope) = cache.scope_of(accessor) else {
+            return Some(Self::default());
+        };
+        let mut open = Open {
+            scope,
+            mark: Mark(u64::MAX),
+            wire: Keys::new(),
+            positions: Positions::new(),
+            unkeyable: Positions::new(),
+            distrusted: Positions::new(),
+        };
+        let prefix = cache.prefix();
+        let mut hits = 0;
+        for position in 0..asked.len() {
+            let at = open.wire.len();
+            if open
+                .wire
+                .push(prefix, D::NAME, asked.key(position))
+                .is_err()
+            {
+                open.unkeyable.push(position);
+                continue;
+            }
+            if way == Way::Refresh {
+                scope.forget(&open.wire);
+            }
+            match scope.get(open.wire.get(at)) {
+                Recall::Kept(value) => match value.map(D::Tier::recall) {
+                    Some(None) => {
+                        debug_assert!(false, "a key of `{}` has a value of another type", D::NAME);
+                        open.positions.push(position);
+                        open.mark = Mark(0);
+                    }
+                    value => {
+                        asked.set(position, value.flatten());
+                        hits += 1;
+                        open.wire.truncate(at);
+                    }
+                },
+                Recall::Unknown(mark) => {
+                    open.positions.push(position);
+                    open.mark = open.mark.min(mark);
+                }
+                Recall::Distrusted => {
+                    open.distrusted.push(position);
+                    open.wire.truncate(at);
+                }
+            }
+        }
+        if hits > 0 {
+            count_hits(cache, &accessor.counters, hits);
+        }
+        if hits == asked.len() as u64 {
+            return None;
+        }
+        let counters = &accessor.counters;
+        counters.tier_misses.add(open.positions.len() as u64);
+        if !open.distrusted.is_empty() {
+            counters.tier_distrusted.add(open.distrusted.len() as u64);
+        }
+        Some(Self { open: Some(open) })
+    }
+
+    /// The positions that the store, or the source, is asked for.
+    pub(super) fn rest(&self, asked: usize) -> Positions {
+        match &self.open {
+            None => (0..asked).collect(),
+            Some(open) => open
+                .positions
+                .iter()
+                .chain(&open.unkeyable)
+                .copied()
+                .collect(),
+        }
+    }
+
+    /// The positions of keys that are read past the store.
+    pub(super) fn distrusted(&self) -> Positions {
+        self.open
+            .as_ref()
+            .map(|open| open.distrusted.clone())
+            .unwrap_or_default()
+    }
+
+    /// How many of so many keys the tier didn't answer.
+    pub(super) fn rest_len(&self, asked: usize) -> usize {
+        self.open.as_ref().map_or(asked, |open| {
+            open.positions.len() + open.unkeyable.len() + open.distrusted.len()
+        })
+    }
+
+    /// Puts what was read into the tier.
+    pub(super) fn keep<D: Dataset>(
+        &self,
+        cache: &Cache<D::Source>,
+        accessor: &Accessor<D>,
+        asked: &impl Asked<D>,
+    ) {
+        let Some(open) = &self.open else { return };
+        if D::Tier::KIND == TierKind::Deploy && !D::Form::STORED {
+            // The load has put it.
+            return;
+        }
+        for (key, &position) in open.wire.iter().zip(&open.positions) {
+            put(
+                cache,
+                accessor,
+                open.scope,
+                key,
+                open.mark,
+                asked.value(position),
+            );
+        }
+    }
+}
+
+/// Puts one value, or its absence, into the tier of its data set.
+pub(super) fn put<D: Dataset>(
+    cache: &Cache<D::Source>,
+    accessor: &Accessor<D>,
+    scope: &dyn Scope,
+    key: Key<'_>,
+    mark: Mark,
+    value: Option<&Answer<D>>,
+) {
+    if D::Tier::KIND == TierKind::Deploy && value.is_none() {
+        // What never changes may still come to be: its absence isn't remembered.
+        return;
+    }
+    let bytes = value.map_or(0, Accessor::<D>::weigh);
+    if let Some(value) = value
+        && D::Tier::KIND == TierKind::Deploy
+        && TypeId::of::<D::Key>() == TypeId::of::<()>()
+        && keep_only(cache, accessor, value, bytes)
+    {
+        return;
+    }
+    let shared: Option<SharedValue> = value.and_then(D::Tier::share);
+    match scope.put(key, mark, shared, bytes) {
+        Kept::Kept => {}
+        Kept::TooLate => accessor.counters.tier_too_late.add(1),
+        Kept::NoRoom => {
+            accessor.counters.tier_refused.add(1);
+            if D::Tier::KIND == TierKind::Deploy && accessor.warned.no_room.first() {
+                tracing::warn!(
+                    accessor = D::NAME,
+                    bytes,
+                    "a value of the deploy tier has no room in the tiers' budget, so that every read builds it; raise \
+                     the budget"
+                );
+            }
+        }
+    }
+}
+
+/// Keeps the one value of a data set without arguments in its accessor, where no key leads to it; false if there is no
+/// room for it.
+fn keep_only<D: Dataset>(
+    cache: &Cache<D::Source>,
+    accessor: &Accessor<D>,
+    value: &Answer<D>,
+    bytes: usize,
+) -> bool {
+    if accessor.only.get().is_some() {
+        return true;
+    }
+    let Some(reserved) = cache.tiers().and_then(|tiers| tiers.reserve(bytes)) else {
+        return false;
+    };
+    // Of two that were built at once either is right, since they can't differ.
+    let _ = accessor.only.set(Only {
+        value: value.clone(),
+        reserved,
+    });
+    true
+}
+
+fn count_hits<S: super::Source>(cache: &Cache<S>, counters: &AccessorCounters, hits: u64) {
+    counters.keys.add(hits);
+    counters.tier_hits.add(hits);
+    if let Some(tally) = &cache.tally {
+        tally.count_tier_hits(hits);
+    }
+}
