@@ -120,32 +120,25 @@ impl<'f> Memo<'f> {
         Some(Self { open: Some(open) })
     }
 
-    /// The positions that the store, or the source, is asked for.
-    pub(super) fn rest(&self, asked: usize) -> Positions {
-        match &self.open {
-            None => (0..asked).collect(),
-            Some(open) => open
-                .positions
-                .iter()
-                .chain(&open.unkeyable)
-                .copied()
-                .collect(),
+    /// How many of the keys that were asked for are left to the store.
+    pub(super) fn left(&self, asked: usize) -> usize {
+        self.open
+            .as_ref()
+            .map_or(asked, |open| open.positions.len() + open.unkeyable.len())
+    }
+
+    /// Where the key is that is left as the nth.
+    pub(super) fn position(&self, nth: usize) -> usize {
+        let Some(open) = &self.open else { return nth };
+        match open.positions.get(nth) {
+            Some(position) => *position,
+            None => open.unkeyable[nth - open.positions.len()],
         }
     }
 
     /// The positions of keys that are read past the store.
-    pub(super) fn distrusted(&self) -> Positions {
-        self.open
-            .as_ref()
-            .map(|open| open.distrusted.clone())
-            .unwrap_or_default()
-    }
-
-    /// How many of so many keys the tier didn't answer.
-    pub(super) fn rest_len(&self, asked: usize) -> usize {
-        self.open.as_ref().map_or(asked, |open| {
-            open.positions.len() + open.unkeyable.len() + open.distrusted.len()
-        })
+    pub(super) fn distrusted(&self) -> &[usize] {
+        self.open.as_ref().map_or(&[], |open| &open.distrusted)
     }
 
     /// Puts what was read into the tier.
