@@ -128,6 +128,15 @@ impl<S: Source> Cache<S> {
         }
     }
 
+    /// A clone that belongs to no request: for what goes on when the request is over.
+    pub(super) fn without_scope(&self) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+            tally: self.tally.clone(),
+            scope: None,
+        }
+    }
+
     /// The in-process tiers, if it has any.
     pub fn tiers(&self) -> Option<&Arc<dyn Scopes>> {
         self.shared.tiers.as_ref()

@@ -38,9 +38,9 @@ pub trait Scope: fmt::Debug + Send + Sync + 'static {
 
 /// What a scope has of a key.
 #[derive(Clone, Debug)]
-pub enum Recall {
+pub enum Recall<V = SharedValue> {
     /// This value, or that there is none.
-    Kept(Option<SharedValue>),
+    Kept(Option<V>),
     /// Nothing: who reads it may put it under this mark.
     Unknown(Mark),
     /// Nothing, and the store isn't to be trusted with it: see [`Scope::distrust`].
