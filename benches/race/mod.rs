@@ -10,16 +10,16 @@ const ROUNDS: usize = 101;
 const WARMING: usize = 3;
 
 /// A table whose subjects do a thing so many times a round.
-pub struct Table {
+pub(crate) struct Table {
     times: usize,
 }
 
 impl Table {
-    pub const fn new(times: usize) -> Self {
+    pub(crate) const fn new(times: usize) -> Self {
         Self { times }
     }
 
-    pub fn head(&self) {
+    pub(crate) fn head(&self) {
         println!(
             "{:58} {:>10} {:>10} {:>7}  target",
             "", "larder", "beside", "ratio"
@@ -27,7 +27,13 @@ impl Table {
     }
 
     /// Runs the two in turn, and prints the median times of a thing and the median of the rounds' ratios.
-    pub fn race(&self, what: &str, target: &str, mut ours: impl FnMut(), mut beside: impl FnMut()) {
+    pub(crate) fn race(
+        &self,
+        what: &str,
+        target: &str,
+        mut ours: impl FnMut(),
+        mut beside: impl FnMut(),
+    ) {
         let (mut our_times, mut their_times, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
         for round in 0..ROUNDS + WARMING {
             // Who begins changes.
@@ -53,7 +59,7 @@ impl Table {
     }
 
     /// Runs this alone, and prints the median time of a thing.
-    pub fn alone(&self, what: &str, target: &str, mut run: impl FnMut()) {
+    pub(crate) fn alone(&self, what: &str, target: &str, mut run: impl FnMut()) {
         let times = (0..ROUNDS + WARMING).map(|_| self.timed(&mut run));
         let time = median(times.skip(WARMING).collect());
         println!("{what:58} {time:>7.0} ns {:>18}  {target}", "");

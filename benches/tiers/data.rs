@@ -12,7 +12,7 @@ use larder_tiers::Tiers;
 use serde::{Deserialize, Serialize};
 
 /// A cache on the memory store, with these tiers.
-pub async fn cache(tiers: Tiers) -> Cache<Made> {
+pub(crate) async fn cache(tiers: Tiers) -> Cache<Made> {
     let memory = Memory::new(MemoryConfig::default(), Rt::new()).expect("a legal configuration");
     Cache::builder(Made)
         .backend(Arc::new(memory))
@@ -28,7 +28,7 @@ pub async fn cache(tiers: Tiers) -> Cache<Made> {
 
 /// Every value is made from its id.
 #[derive(Clone)]
-pub struct Made;
+pub(crate) struct Made;
 
 impl Source for Made {
     type Conn = ();
@@ -41,14 +41,14 @@ impl Source for Made {
 }
 
 #[derive(Clone, Serialize, Deserialize)]
-pub struct User {
-    pub id: u64,
-    pub name: String,
-    pub email: String,
+pub(crate) struct User {
+    pub(crate) id: u64,
+    pub(crate) name: String,
+    pub(crate) email: String,
 }
 
 impl User {
-    pub fn of(id: u64) -> Self {
+    pub(crate) fn of(id: u64) -> Self {
         Self {
             id,
             name: format!("User {id}"),
@@ -60,7 +60,7 @@ impl User {
 macro_rules! datasets {
     ($($(#[doc = $doc:literal])+ $dataset:ident = $name:literal: $key:ty => $value:ty, $tier:ty, $lifetime:expr, $make:expr;)*) => {$(
         $(#[doc = $doc])+
-        pub enum $dataset {}
+        pub(crate) enum $dataset {}
 
         impl Dataset for $dataset {
             const NAME: &'static str = $name;
@@ -92,7 +92,7 @@ datasets! {
 }
 
 #[derive(Clone, Serialize, Deserialize)]
-pub struct Template(pub String);
+pub(crate) struct Template(pub(crate) String);
 
 /// Templates are part of the release.
 impl DeployImmutable for Template {}

@@ -4,7 +4,7 @@ use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use larder_core::{Scopes as _, TiersStats};
+use larder_core::TiersStats;
 use larder_tiers::{Request, Tiers};
 use tokio::runtime::Runtime;
 use tokio::sync::{Semaphore, mpsc};
@@ -25,7 +25,7 @@ const LOOK: usize = 50;
 const SOON: Duration = Duration::from_secs(10);
 
 /// Prints what the tiers count and what the process takes, while more and more requests are in flight.
-pub fn run(runtime: &Runtime) {
+pub(crate) fn run(runtime: &Runtime) {
     runtime.block_on(async {
         let tiers = Tiers::default();
         let cache = data::cache(tiers.clone()).await;

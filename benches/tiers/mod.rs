@@ -1,4 +1,4 @@
 //! The data that `ratios_tiers` reads, and its memory run.
 
-pub mod data;
-pub mod memory;
+pub(crate) mod data;
+pub(crate) mod memory;

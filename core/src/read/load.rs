@@ -98,7 +98,7 @@ pub(super) fn start<D: Dataset>(
     let before = accessor.flights.register(&load);
     let parent = LOADING.try_with(Arc::clone).ok();
     let running = Running {
-        cache: cache.clone(),
+        cache: cache.without_scope(),
         accessor: Arc::clone(accessor),
         load: Arc::clone(&load),
         nested: parent.is_some(),
@@ -151,13 +151,13 @@ impl<D: Dataset> Running<D> {
                     built => {
                         let started = self.cache.shared.rt.now();
                         let rows = self.ask_source(built).await;
+                        self.keep_built(&rows);
                         (rows, self.count(started))
                     }
                 }
             }
             Err(error) => (Err(error), Duration::ZERO),
         };
-        self.keep_built(&rows);
         let fills = match &rows {
             Ok(values) => self.seal(values, leases, &wire, cost),
             Err(error) => {
@@ -180,15 +180,16 @@ impl<D: Dataset> Running<D> {
     ) -> Result<Option<[OwnedSemaphorePermit; 2]>, LoadError<D::Error>> {
         let shared = &self.cache.shared;
         let place = async {
-            self.back_off().await?;
             if self.nested {
                 // The loader that asked holds a place, or the value that others wait for: were it to wait for another
                 // one, as many of them as there are places would wait for each other.
+                self.back_off().await?;
                 return Ok(None);
             }
             for load in before {
                 load.reached(Phase::Loaded).await;
             }
+            self.back_off().await?;
             let own = Arc::clone(&self.accessor.places).acquire_owned().await;
             let common = Arc::clone(&shared.places).acquire_owned().await;
             Ok(Some([own, common].map(|permit| {
@@ -223,7 +224,7 @@ impl<D: Dataset> Running<D> {
     fn built(&self) -> Option<Vec<Option<Answer<D>>>> {
         let scope = self.deploy_scope()?;
         let recall = |key: &D::Key| match self.in_scope(scope, key)? {
-            (_, Recall::Kept(Some(value))) => D::Tier::recall(value),
+            (_, Recall::Kept(value)) => value,
             _ => None,
         };
         let only = self.accessor.only.get();
@@ -270,10 +271,10 @@ impl<D: Dataset> Running<D> {
     }
 
     /// The wire key, and what the scope has of it; `None` for what can't be a key.
-    fn in_scope(&self, scope: &dyn Scope, key: &D::Key) -> Option<(Keys, Recall)> {
+    fn in_scope(&self, scope: &dyn Scope, key: &D::Key) -> Option<(Keys, Recall<Answer<D>>)> {
         let mut wire = Keys::new();
         wire.push(self.cache.prefix(), D::NAME, key).ok()?;
-        let recalled = scope.get(wire.get(0));
+        let recalled = memo::recall::<D>(scope, wire.get(0));
         Some((wire, recalled))
     }
 
@@ -336,6 +337,7 @@ impl<D: Dataset> Running<D> {
     fn count_failure(&self, error: &LoadError<D::Error>) {
         let counters = &self.accessor.counters;
         let counter = match error {
+            LoadError::Closed { .. } => return,
             LoadError::Panicked { .. } => &counters.load_panics,
             LoadError::Timeout { .. } => &counters.load_timeouts,
             LoadError::Overloaded { .. } => &counters.load_overloads,

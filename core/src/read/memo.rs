@@ -83,19 +83,12 @@ impl<'f> Memo<'f> {
             if way == Way::Refresh {
                 scope.forget(&open.wire);
             }
-            match scope.get(open.wire.get(at)) {
-                Recall::Kept(value) => match value.map(D::Tier::recall) {
-                    Some(None) => {
-                        debug_assert!(false, "a key of `{}` has a value of another type", D::NAME);
-                        open.positions.push(position);
-                        open.mark = Mark(0);
-                    }
-                    value => {
-                        asked.set(position, value.flatten());
-                        hits += 1;
-                        open.wire.truncate(at);
-                    }
-                },
+            match recall::<D>(scope, open.wire.get(at)) {
+                Recall::Kept(value) => {
+                    asked.set(position, value);
+                    hits += 1;
+                    open.wire.truncate(at);
+                }
                 Recall::Unknown(mark) => {
                     open.positions.push(position);
                     open.mark = open.mark.min(mark);
@@ -113,7 +106,9 @@ impl<'f> Memo<'f> {
             return None;
         }
         let counters = &accessor.counters;
-        counters.tier_misses.add(open.positions.len() as u64);
+        if way == Way::Through {
+            counters.tier_misses.add(open.positions.len() as u64);
+        }
         if !open.distrusted.is_empty() {
             counters.tier_distrusted.add(open.distrusted.len() as u64);
         }
@@ -163,6 +158,20 @@ impl<'f> Memo<'f> {
                 asked.value(position),
             );
         }
+    }
+}
+
+/// What the scope has of this key, as the data set's readers get it.
+pub(super) fn recall<D: Dataset>(scope: &dyn Scope, key: Key<'_>) -> Recall<Answer<D>> {
+    match scope.get(key) {
+        Recall::Kept(None) => Recall::Kept(None),
+        Recall::Kept(Some(shared)) => match D::Tier::recall(shared) {
+            Some(value) => Recall::Kept(Some(value)),
+            // Another data set's, of a cache that shares the scope: the earliest mark there is.
+            None => Recall::Unknown(Mark(0)),
+        },
+        Recall::Unknown(mark) => Recall::Unknown(mark),
+        Recall::Distrusted => Recall::Distrusted,
     }
 }
 
