@@ -132,7 +132,12 @@ impl Serializer for Scale {
     }
 
     fn serialize_some<T: Serialize + ?Sized>(self, value: &T) -> Result<Weight, Refused> {
-        value.serialize(self)
+        let mut weight = value.serialize(self)?;
+        if weight.heap == 0 {
+            // A pointer has room to say that there is none; a number needs a word beside it.
+            weight.inline += size_of::<usize>();
+        }
+        Ok(weight)
     }
 
     fn serialize_unit(self) -> Result<Weight, Refused> {

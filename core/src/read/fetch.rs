@@ -48,8 +48,9 @@ const UNFENCED: Token = Token {
 
 /// The value of this key: from the store, or else loaded and stored. `None` if it has no row.
 ///
-/// One trip on a hit; on a miss the load and one fill, which the caller doesn't wait for. Trouble with the store costs
-/// a load, never an error. Dropping the future leaves a load that is under way to its end.
+/// One trip on a hit, none if the data set has a tier that keeps the value; on a miss the load and one fill, which the
+/// caller doesn't wait for. Trouble with the store costs a load, never an error. Dropping the future leaves a load that
+/// is under way to its end.
 ///
 /// # Errors
 ///
@@ -57,7 +58,7 @@ const UNFENCED: Token = Token {
 ///
 /// ```
 /// # use larder_core::{Cache, Dataset, Direct, LoadError, Source};
-/// # async fn show<S: Source, UserById: Dataset<Source = S, Key = u64>>(cache: Cache<S>, mut transaction: Box<S::Conn>) -> Result<(), LoadError<UserById::Error>> where S::Conn: Sized {
+/// # async fn show<S: Source, UserById: Dataset<Source = S, Key = u64, Tier = larder_core::NoTier, Value: Clone>>(cache: Cache<S>, mut transaction: Box<S::Conn>) -> Result<(), LoadError<UserById::Error>> where S::Conn: Sized {
 /// let user = larder_core::get::<UserById>(&cache, &7).await?;
 ///
 /// // Inside a transaction: past the cache, so that its own writes are seen and nothing is filled.
@@ -83,7 +84,7 @@ pub async fn get<'a, D: Dataset>(
 ///
 /// ```
 /// # use larder_core::{Cache, Dataset, LoadError, Source};
-/// # async fn show<S: Source, Messages: Dataset<Source = S, Key = u64>>(cache: Cache<S>) -> Result<(), LoadError<Messages::Error>> {
+/// # async fn show<S: Source, Messages: Dataset<Source = S, Key = u64, Tier = larder_core::NoTier, Value: Clone>>(cache: Cache<S>) -> Result<(), LoadError<Messages::Error>> {
 /// let ids = [7, 9, 7];
 /// let messages = larder_core::get_many::<Messages>(&cache, ids).await?;
 /// for (id, message) in messages.iter() {
@@ -117,12 +118,12 @@ pub async fn get_many<'a, D: Dataset>(
     Ok(batch)
 }
 
-/// The value of this key as the source has it now; the store is neither asked nor filled.
+/// The value of this key as the source has it now; neither the store nor a tier is asked or filled.
 ///
 /// # Errors
 ///
 /// Those of the load.
-pub async fn uncached<'a, D: Dataset>(
+pub async fn uncached<'a, D: Dataset<Tier: Changing>>(
     reader: impl ReaderOf<'a, D::Source, D::Tier>,
     key: &D::Key,
 ) -> Result<Option<Answer<D>>, LoadError<D::Error>> {
@@ -131,7 +132,8 @@ pub async fn uncached<'a, D: Dataset>(
 
 /// Loads the value of this key again, and stores it in place of the one that is there.
 ///
-/// The fill is fenced like any other: if the key is flushed meanwhile, it is lost.
+/// The fill is fenced like any other: if the key is flushed meanwhile, it is lost. What a request keeps of the key is
+/// replaced too. It doesn't compile for the deploy tier, whose values never change.
 ///
 /// # Errors
 ///
@@ -457,22 +459,21 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
         if load::is_recursive::<D>(self.cache, self.keys()) {
             return Err(LoadError::Recursive { accessor: D::NAME });
         }
-        match way {
-            _ if self.cache.is_bypassed_for(&*self.accessor) => self.bypass(),
-            Way::Past => self.bypass(),
-            Way::Through => {
-                for &position in &self.memo.distrusted() {
-                    self.miss(position, None);
-                }
-                self.follow_or_address();
-                self.look_up_all().await;
+        let bypassed = way == Way::Past || self.cache.is_bypassed_for(&*self.accessor);
+        if way == Way::Refresh && D::Form::STORED && !bypassed {
+            for position in 0..self.asked.len() {
+                self.address(position);
             }
-            Way::Refresh if !D::Form::STORED => self.miss(0, None),
-            Way::Refresh => {
-                for position in 0..self.asked.len() {
-                    self.address(position);
-                }
-                self.look_at_tokens().await;
+            self.look_at_tokens().await;
+        } else {
+            for nth in 0..self.memo.distrusted().len() {
+                self.miss(self.memo.distrusted()[nth], None);
+            }
+            if bypassed {
+                self.bypass();
+            } else {
+                self.follow_or_address(way);
+                self.look_up_all().await;
             }
         }
         self.finish().await?;
@@ -486,10 +487,10 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
 
     /// Has everything loaded that the tier hasn't, and nothing stored.
     fn bypass(&mut self) {
-        let rest = self.memo.rest(self.asked.len());
-        self.accessor.counters.bypassed.add(rest.len() as u64);
-        for position in rest {
-            self.miss(position, None);
+        let count = self.memo.left(self.asked.len());
+        self.accessor.counters.bypassed.add(count as u64);
+        for nth in 0..count {
+            self.miss(self.memo.position(nth), None);
         }
     }
 
@@ -518,15 +519,16 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
         self.wire = wire;
     }
 
-    /// Joins loads that are under way, and makes wire keys of the rest.
-    fn follow_or_address(&mut self) {
-        let rest = self.memo.rest(self.asked.len());
+    /// Joins loads that are under way, and makes wire keys of the rest; what isn't stored is loaded.
+    fn follow_or_address(&mut self, way: Way) {
+        let count = self.memo.left(self.asked.len());
         if D::Form::STORED {
-            self.wire = Keys::with_capacity(rest.len());
-            self.positions.reserve(rest.len());
+            self.wire = Keys::with_capacity(count);
+            self.positions.reserve(count);
         }
-        for position in rest {
-            let running = match self.nested {
+        for nth in 0..count {
+            let position = self.memo.position(nth);
+            let running = match self.nested || way == Way::Refresh {
                 true => None,
                 false => self.accessor.flights.join(self.asked.key(position)),
             };
@@ -806,7 +808,7 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
 
     fn count(&self, took: Duration) {
         let counters = &self.accessor.counters;
-        let keys = self.memo.rest_len(self.asked.len()) as u64;
+        let keys = (self.memo.left(self.asked.len()) + self.memo.distrusted().len()) as u64;
         counters.keys.add(keys);
         for (counter, count) in [
             (&counters.hits, self.hits),

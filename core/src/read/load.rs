@@ -98,7 +98,7 @@ pub(super) fn start<D: Dataset>(
     let before = accessor.flights.register(&load);
     let parent = LOADING.try_with(Arc::clone).ok();
     let running = Running {
-        cache: cache.clone(),
+        cache: cache.without_scope(),
         accessor: Arc::clone(accessor),
         load: Arc::clone(&load),
         nested: parent.is_some(),
@@ -149,15 +149,17 @@ impl<D: Dataset> Running<D> {
                 match self.built() {
                     Some(built) if built.iter().all(Option::is_some) => (Ok(built), Duration::ZERO),
                     built => {
+                        let known = built.iter().flatten().flatten().count();
                         let started = self.cache.shared.rt.now();
                         let rows = self.ask_source(built).await;
-                        (rows, self.count(started))
+                        self.keep_built(&rows);
+                        let cost = self.count(started, known, &rows);
+                        (rows, cost)
                     }
                 }
             }
             Err(error) => (Err(error), Duration::ZERO),
         };
-        self.keep_built(&rows);
         let fills = match &rows {
             Ok(values) => self.seal(values, leases, &wire, cost),
             Err(error) => {
@@ -180,15 +182,17 @@ impl<D: Dataset> Running<D> {
     ) -> Result<Option<[OwnedSemaphorePermit; 2]>, LoadError<D::Error>> {
         let shared = &self.cache.shared;
         let place = async {
-            self.back_off().await?;
             if self.nested {
                 // The loader that asked holds a place, or the value that others wait for: were it to wait for another
                 // one, as many of them as there are places would wait for each other.
+                self.back_off().await?;
                 return Ok(None);
             }
             for load in before {
                 load.reached(Phase::Loaded).await;
             }
+            // Not until now is it known which of them failed.
+            self.back_off().await?;
             let own = Arc::clone(&self.accessor.places).acquire_owned().await;
             let common = Arc::clone(&shared.places).acquire_owned().await;
             Ok(Some([own, common].map(|permit| {
@@ -223,7 +227,7 @@ impl<D: Dataset> Running<D> {
     fn built(&self) -> Option<Vec<Option<Answer<D>>>> {
         let scope = self.deploy_scope()?;
         let recall = |key: &D::Key| match self.in_scope(scope, key)? {
-            (_, Recall::Kept(Some(value))) => D::Tier::recall(value),
+            (_, Recall::Kept(value)) => value,
             _ => None,
         };
         let only = self.accessor.only.get();
@@ -270,10 +274,10 @@ impl<D: Dataset> Running<D> {
     }
 
     /// The wire key, and what the scope has of it; `None` for what can't be a key.
-    fn in_scope(&self, scope: &dyn Scope, key: &D::Key) -> Option<(Keys, Recall)> {
+    fn in_scope(&self, scope: &dyn Scope, key: &D::Key) -> Option<(Keys, Recall<Answer<D>>)> {
         let mut wire = Keys::new();
         wire.push(self.cache.prefix(), D::NAME, key).ok()?;
-        let recalled = scope.get(wire.get(0));
+        let recalled = memo::recall::<D>(scope, wire.get(0));
         Some((wire, recalled))
     }
 
@@ -326,16 +330,28 @@ impl<D: Dataset> Running<D> {
         values
     }
 
-    fn count(&self, started: Instant) -> Duration {
+    /// Counts one call of the loader, which was asked for all keys but those known; answers what it cost.
+    fn count(&self, started: Instant, known: usize, rows: &Outcome<D>) -> Duration {
         let took = self.cache.shared.rt.now() - started;
-        self.accessor.counters.loads.add(1);
-        self.accessor.counters.load_latency.record(took);
+        let counters = &self.accessor.counters;
+        counters.loads.add(1);
+        counters.load_latency.record(took);
+        if let Ok(values) = rows {
+            let found = values.iter().flatten().count() - known;
+            let absent = values.len() - known - found;
+            counters.loaded.add(found as u64);
+            counters.loaded_absent.add(absent as u64);
+            if let Some(tally) = &self.cache.tally {
+                tally.count_load(found as u64, took);
+            }
+        }
         took
     }
 
     fn count_failure(&self, error: &LoadError<D::Error>) {
         let counters = &self.accessor.counters;
         let counter = match error {
+            LoadError::Closed { .. } => return,
             LoadError::Panicked { .. } => &counters.load_panics,
             LoadError::Timeout { .. } => &counters.load_timeouts,
             LoadError::Overloaded { .. } => &counters.load_overloads,
@@ -353,12 +369,6 @@ impl<D: Dataset> Running<D> {
         cost: Duration,
     ) -> Fills {
         let counters = &self.accessor.counters;
-        let found = values.iter().flatten().count() as u64;
-        counters.loaded.add(found);
-        counters.loaded_absent.add(values.len() as u64 - found);
-        if let Some(tally) = &self.cache.tally {
-            tally.count_load(found, cost);
-        }
         let mut fills = Fills::default();
         let mut entries = BytesMut::new();
         let leased = leases

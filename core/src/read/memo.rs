@@ -80,22 +80,16 @@ impl<'f> Memo<'f> {
                 open.unkeyable.push(position);
                 continue;
             }
-            if way == Way::Refresh {
-                scope.forget(&open.wire);
-            }
-            match scope.get(open.wire.get(at)) {
-                Recall::Kept(value) => match value.map(D::Tier::recall) {
-                    Some(None) => {
-                        debug_assert!(false, "a key of `{}` has a value of another type", D::NAME);
-                        open.positions.push(position);
-                        open.mark = Mark(0);
-                    }
-                    value => {
-                        asked.set(position, value.flatten());
-                        hits += 1;
-                        open.wire.truncate(at);
-                    }
-                },
+            let recalled = match way {
+                Way::Refresh => recall_nothing::<D>(scope, &open.wire),
+                Way::Through | Way::Past => recall::<D>(scope, open.wire.get(at)),
+            };
+            match recalled {
+                Recall::Kept(value) => {
+                    asked.set(position, value);
+                    hits += 1;
+                    open.wire.truncate(at);
+                }
                 Recall::Unknown(mark) => {
                     open.positions.push(position);
                     open.mark = open.mark.min(mark);
@@ -113,39 +107,34 @@ impl<'f> Memo<'f> {
             return None;
         }
         let counters = &accessor.counters;
-        counters.tier_misses.add(open.positions.len() as u64);
+        if way == Way::Through {
+            counters.tier_misses.add(open.positions.len() as u64);
+        }
         if !open.distrusted.is_empty() {
             counters.tier_distrusted.add(open.distrusted.len() as u64);
         }
         Some(Self { open: Some(open) })
     }
 
-    /// The positions that the store, or the source, is asked for.
-    pub(super) fn rest(&self, asked: usize) -> Positions {
-        match &self.open {
-            None => (0..asked).collect(),
-            Some(open) => open
-                .positions
-                .iter()
-                .chain(&open.unkeyable)
-                .copied()
-                .collect(),
+    /// How many of the keys that were asked for are left to the store.
+    pub(super) fn left(&self, asked: usize) -> usize {
+        self.open
+            .as_ref()
+            .map_or(asked, |open| open.positions.len() + open.unkeyable.len())
+    }
+
+    /// Where the key is that is left as the nth.
+    pub(super) fn position(&self, nth: usize) -> usize {
+        let Some(open) = &self.open else { return nth };
+        match open.positions.get(nth) {
+            Some(position) => *position,
+            None => open.unkeyable[nth - open.positions.len()],
         }
     }
 
     /// The positions of keys that are read past the store.
-    pub(super) fn distrusted(&self) -> Positions {
-        self.open
-            .as_ref()
-            .map(|open| open.distrusted.clone())
-            .unwrap_or_default()
-    }
-
-    /// How many of so many keys the tier didn't answer.
-    pub(super) fn rest_len(&self, asked: usize) -> usize {
-        self.open.as_ref().map_or(asked, |open| {
-            open.positions.len() + open.unkeyable.len() + open.distrusted.len()
-        })
+    pub(super) fn distrusted(&self) -> &[usize] {
+        self.open.as_ref().map_or(&[], |open| &open.distrusted)
     }
 
     /// Puts what was read into the tier.
@@ -169,6 +158,32 @@ impl<'f> Memo<'f> {
                 open.mark,
                 asked.value(position),
             );
+        }
+    }
+}
+
+/// What the scope has of this key, as the data set's readers get it.
+pub(super) fn recall<D: Dataset>(scope: &dyn Scope, key: Key<'_>) -> Recall<Answer<D>> {
+    match scope.get(key) {
+        Recall::Kept(None) => Recall::Kept(None),
+        Recall::Kept(Some(shared)) => match D::Tier::recall(shared) {
+            Some(value) => Recall::Kept(Some(value)),
+            // Another data set's, of a cache that shares the scope: the earliest mark there is.
+            None => Recall::Unknown(Mark(0)),
+        },
+        Recall::Unknown(mark) => Recall::Unknown(mark),
+        Recall::Distrusted => Recall::Distrusted,
+    }
+}
+
+/// What the scope says of this one key once it has forgotten its value.
+fn recall_nothing<D: Dataset>(scope: &dyn Scope, wire: &Keys) -> Recall<Answer<D>> {
+    loop {
+        scope.forget(wire);
+        match recall::<D>(scope, wire.get(0)) {
+            // Another read of the same request was quicker.
+            Recall::Kept(_) => {}
+            recalled => return recalled,
         }
     }
 }

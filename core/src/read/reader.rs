@@ -42,31 +42,26 @@ pub enum Route<'a, S: Source> {
 
 /// A reader that lives as long as one request, so that values may be kept for it; or one past the cache.
 ///
-/// larder's own are `&Request` and [`Direct`]. A type of the application's own that holds a request is one in two lines;
-/// its [`route`](Reader::route) is the request's.
+/// larder's own are `&Request` and [`Direct`]. A type of the application's own that holds a request becomes one by taking
+/// the request's way; one that routes to a cache without a request is answered, and nothing is kept for it.
 ///
 /// ```
-/// # use larder_core::{Reader, Route, ScopedReader, Source};
-/// # fn show<S: Source, Request>() where for<'a> &'a Request: ScopedReader<'a, S> { struct Visit<Request> { request: Request }
-/// # use larder_core::*;
-/// # }
-/// # struct Visit<R> { request: R }
-/// impl<'a, S: Source, R> Reader<'a, S> for &'a Visit<R>
-/// where
-///     R: Sync,
-///     &'a R: ScopedReader<'a, S>,
-/// {
+/// # use larder_core::{Cache, Reader, Route, ScopedReader, Source};
+/// # struct Request<S: Source>(Cache<S>);
+/// # impl<'a, S: Source> Reader<'a, S> for &'a Request<S> { fn route(self) -> Route<'a, S> { Route::Cached(&self.0) } }
+/// # impl<'a, S: Source> ScopedReader<'a, S> for &'a Request<S> {}
+/// struct Visit<S: Source> {
+///     request: Request<S>, // larder's
+///     // … the user, the locale, clocks
+/// }
+///
+/// impl<'a, S: Source> Reader<'a, S> for &'a Visit<S> {
 ///     fn route(self) -> Route<'a, S> {
-///         (&self.request).route()
+///         self.request.route()
 ///     }
 /// }
 ///
-/// impl<'a, S: Source, R> ScopedReader<'a, S> for &'a Visit<R>
-/// where
-///     R: Sync,
-///     &'a R: ScopedReader<'a, S>,
-/// {
-/// }
+/// impl<'a, S: Source> ScopedReader<'a, S> for &'a Visit<S> {}
 /// ```
 #[diagnostic::on_unimplemented(
     message = "a data set with `type Tier = RequestTier` is read with a request, and `{Self}` isn't one",

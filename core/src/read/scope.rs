@@ -34,13 +34,16 @@ pub trait Scope: fmt::Debug + Send + Sync + 'static {
     /// Does the same, and sends every later read of these keys in this scope past the store: a flush of theirs wasn't
     /// confirmed, so that the store may still have what is old.
     fn distrust(&self, keys: &Keys);
+
+    /// Ends it: nothing can be got from it or put into it any more, and what it keeps is removed soon.
+    fn end(&self);
 }
 
 /// What a scope has of a key.
 #[derive(Clone, Debug)]
-pub enum Recall {
+pub enum Recall<V = SharedValue> {
     /// This value, or that there is none.
-    Kept(Option<SharedValue>),
+    Kept(Option<V>),
     /// Nothing: who reads it may put it under this mark.
     Unknown(Mark),
     /// Nothing, and the store isn't to be trusted with it: see [`Scope::distrust`].

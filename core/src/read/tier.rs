@@ -148,9 +148,9 @@ sharing!(DeployTier, TierKind::Deploy, DeployImmutable);
 )]
 pub trait DeployImmutable: Send + Sync + 'static {}
 
-/// The tiers whose data may change, and so can be flushed, refreshed and read again: all but [`DeployTier`].
+/// The tiers whose data may change, and so can be flushed, refreshed and read past the cache: all but [`DeployTier`].
 #[diagnostic::on_unimplemented(
-    message = "data of the tier `{Self}` never changes while this code runs, so it can't be flushed or refreshed",
+    message = "data of the tier `{Self}` never changes while this code runs, so it can't be flushed, refreshed or read anew",
     note = "processes keep such values until they end; if the data can change, its tier is `RequestTier` or `NoTier`"
 )]
 pub trait Changing: sealed::Sealed {}

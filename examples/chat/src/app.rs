@@ -9,9 +9,7 @@ use larder::{Cache, Config, Rt, Tiers};
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use crate::data::{
-    DisplayNames, Messages, ScriptMap, Streams, Subscribers, Users, UsersByEmail,
-};
+use crate::data::{DisplayNames, Messages, ScriptMap, Streams, Subscribers, Users, UsersByEmail};
 use crate::db::{self, Db};
 use crate::dictionary::Dictionaries;
 use crate::fill::fill_once;

@@ -94,13 +94,22 @@ mod tests {
         let at = |function| Some((function, url, 3, 14));
         // Chrome.
         check("at show (http://127.0.0.1:8080/app.js:3:14)", at("show"));
-        check("at async show (http://127.0.0.1:8080/app.js:3:14)", at("async show"));
-        check("at Object.show [as go] (http://127.0.0.1:8080/app.js:3:14)", at("Object.show [as go]"));
+        check(
+            "at async show (http://127.0.0.1:8080/app.js:3:14)",
+            at("async show"),
+        );
+        check(
+            "at Object.show [as go] (http://127.0.0.1:8080/app.js:3:14)",
+            at("Object.show [as go]"),
+        );
         check("at http://127.0.0.1:8080/app.js:3:14", at(""));
         check("at async http://127.0.0.1:8080/app.js:3:14", at(""));
         // Firefox and Safari.
         check("show@http://127.0.0.1:8080/app.js:3:14", at("show"));
-        check("async*show@http://127.0.0.1:8080/app.js:3:14", at("async*show"));
+        check(
+            "async*show@http://127.0.0.1:8080/app.js:3:14",
+            at("async*show"),
+        );
         check("show/<@http://127.0.0.1:8080/app.js:3:14", at("show/<"));
         check("@http://127.0.0.1:8080/app.js:3:14", at(""));
     }

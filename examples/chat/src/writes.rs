@@ -16,8 +16,8 @@ use sqlx::sqlite::SqliteConnection;
 use tracing::warn;
 
 use crate::data::{
-    DisplayNames, Email, Message, MessageId, Messages, NewMessage, Stream, StreamId, Streams, User, UserId,
-    UserPatch, Users, UsersByEmail,
+    DisplayNames, Email, Message, MessageId, Messages, NewMessage, Stream, StreamId, Streams, User,
+    UserId, UserPatch, Users, UsersByEmail,
 };
 use crate::db::Db;
 

@@ -87,12 +87,12 @@ impl Symbols {
         if token.get_dst_line() != line {
             return None;
         }
-        let text = token.get_source_view()?.get_line(token.get_src_line())?;
+        let source = self.map.get_source_view(token.get_src_id())?;
         Some(Origin {
             source: token.get_source()?,
             line: token.get_src_line() + 1,
             column: token.get_src_col() + 1,
-            code: text.trim(),
+            code: source.get_line(token.get_src_line())?.trim(),
         })
     }
 
@@ -114,8 +114,17 @@ impl Weigh for Symbols {
         let contents = map.source_contents().flatten();
         size_of::<Self>()
             + map.get_token_count() as usize * size_of::<RawToken>()
-            + map.sources().chain(map.names()).chain(contents).map(shared).sum::<usize>()
-            + self.functions.iter().map(|(short, own)| shared(short) + shared(own)).sum::<usize>()
+            + map
+                .sources()
+                .chain(map.names())
+                .chain(contents)
+                .map(shared)
+                .sum::<usize>()
+            + self
+                .functions
+                .iter()
+                .map(|(short, own)| shared(short) + shared(own))
+                .sum::<usize>()
     }
 }
 
@@ -170,7 +179,11 @@ mod tests {
     fn functions_get_their_names_back() {
         let symbols = symbols();
         for own in ["openPerson", "part7step3", "emojiOf"] {
-            let (short, _) = symbols.functions.iter().find(|(_, name)| &***name == own).unwrap();
+            let (short, _) = symbols
+                .functions
+                .iter()
+                .find(|(_, name)| &***name == own)
+                .unwrap();
             assert!(short.len() < own.len() && SCRIPT.contains(&format!("function {short}(")));
             for (called, expected) in [
                 (short.to_string(), own.to_owned()),
@@ -192,13 +205,19 @@ mod tests {
         for (line, column) in [(0, 1), (1, 0), (last + 1, 1), (u32::MAX, u32::MAX)] {
             assert_eq!(symbols.origin(line, column), None, "{line}:{column}");
         }
-        assert!(symbols.origin(last, u32::MAX).is_some(), "the end of a line belongs to it");
+        assert!(
+            symbols.origin(last, u32::MAX).is_some(),
+            "the end of a line belongs to it"
+        );
     }
 
     #[test]
     fn the_map_is_weighed_with_all_it_owns() {
         let bytes = symbols().bytes();
         // Its file has each token in about six characters; here it is a struct.
-        assert!((SCRIPT_MAP.len()..5 * SCRIPT_MAP.len()).contains(&bytes), "{bytes}");
+        assert!(
+            (SCRIPT_MAP.len()..5 * SCRIPT_MAP.len()).contains(&bytes),
+            "{bytes}"
+        );
     }
 }

@@ -77,7 +77,12 @@ impl<'a> Place<'a> {
 
 impl fmt::Display for Place<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Origin { source, line, column, .. } = self.origin;
+        let Origin {
+            source,
+            line,
+            column,
+            ..
+        } = self.origin;
         write!(f, "{:?} at {source}:{line}:{column}", self.function)
     }
 }
@@ -92,7 +97,9 @@ pub(super) async fn report(
     Valid(Json(report)): Valid<Json<Report>>,
 ) -> Result<Response, ApiError> {
     let stack = report.stack()?;
-    let symbols = visit.map(larder::get::<ScriptMap>(app.cache(), &())).await?;
+    let symbols = visit
+        .map(larder::get::<ScriptMap>(app.cache(), &()))
+        .await?;
     let symbols = symbols.ok_or_else(|| ApiError::internal("this release has no source map"))?;
     let frames: Vec<Found<'_>> = stack
         .frames

@@ -115,7 +115,9 @@ impl<'a> View<'a> {
 /// The names of everybody who has to do with a message: what the request has read before comes from there.
 async fn names(visit: &Visit, message: &Message) -> Result<Names, ApiError> {
     let names = larder::get_many::<DisplayNames>(visit, message.people()).await?;
-    let found = names.iter().filter_map(|(id, name)| Some((*id, Arc::clone(name?))));
+    let found = names
+        .iter()
+        .filter_map(|(id, name)| Some((*id, Arc::clone(name?))));
     Ok(found.collect())
 }
 
@@ -144,7 +146,10 @@ pub(super) async fn list(
     let messages = larder::get_many::<Messages>(&visit, &ids).await?;
     // A message that was deleted since its id was found is left out.
     let messages: Vec<&Message> = messages.iter().filter_map(|(_, message)| message).collect();
-    let people: HashSet<UserId> = messages.iter().flat_map(|message| message.people()).collect();
+    let people: HashSet<UserId> = messages
+        .iter()
+        .flat_map(|message| message.people())
+        .collect();
     let streams: HashSet<StreamId> = messages.iter().map(|message| message.stream_id).collect();
     let (_, streams) = tokio::try_join!(
         larder::get_many::<DisplayNames>(&visit, &people),

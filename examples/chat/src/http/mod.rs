@@ -41,8 +41,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/api/users/{id}", get(users::by_id).patch(users::change))
         .route(
             "/api/client-errors",
-            post(client_errors::report)
-                .layer(DefaultBodyLimit::max(client_errors::LONGEST_BODY)),
+            post(client_errors::report).layer(DefaultBodyLimit::max(client_errors::LONGEST_BODY)),
         )
         .route("/api/streams", get(streams::list))
         .route("/api/streams/{id}/subscribers", get(streams::subscribers))

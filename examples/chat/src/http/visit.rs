@@ -65,7 +65,10 @@ impl Visit {
             .as_ref()
             .map_or(Duration::ZERO, |written| written.flushing);
         add(&self.clocks.flushes, flushing);
-        add(&self.clocks.queries, begin.elapsed().saturating_sub(flushing));
+        add(
+            &self.clocks.queries,
+            begin.elapsed().saturating_sub(flushing),
+        );
         written
     }
 
