@@ -293,7 +293,7 @@ function cell(key, text) {
 function micros(value, count) {
   if (count === 0) return '–';
   if (value < 1000) return `${value.toFixed(0)} µs`;
-  return value < 1e6 ? `${(value / 1e3).toFixed(1)} ms` : `${(value / 1e6).toFixed(1)} s`;
+  return value < 1e6 ? `${(value / 1e3).toFixed(value < 1e5 ? 1 : 0)} ms` : `${(value / 1e6).toFixed(1)} s`;
 }
 
 function bytes(value) {
