@@ -22,8 +22,9 @@ pub(crate) struct Room {
     budget: u64,
     /// Bytes of all entries, and of those that are about to go in.
     held: AtomicU64,
-    /// Bytes of values that caches keep in their handles.
+    /// Bytes of values that caches keep in their handles, and how many there are.
     reserved: AtomicU64,
+    reservations: AtomicU64,
     request: Count,
     deploy: Count,
 }
@@ -43,6 +44,7 @@ impl Room {
             budget,
             held: AtomicU64::new(0),
             reserved: AtomicU64::new(0),
+            reservations: AtomicU64::new(0),
             request: Count::default(),
             deploy: Count::default(),
         }
@@ -109,16 +111,20 @@ impl Room {
 
     /// Takes so many bytes for a value that a cache keeps in its handle.
     pub(crate) fn reserve(&self, bytes: u64) -> bool {
-        self.reserved
+        let taken = self
+            .reserved
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |reserved| {
                 let reserved = reserved.checked_add(bytes)?;
                 (reserved <= self.eighths(1)).then_some(reserved)
             })
-            .is_ok()
+            .is_ok();
+        self.reservations.fetch_add(taken.into(), Ordering::Relaxed);
+        taken
     }
 
     pub(crate) fn unreserve(&self, bytes: u64) {
         self.reserved.fetch_sub(bytes, Ordering::Relaxed);
+        self.reservations.fetch_sub(1, Ordering::Relaxed);
     }
 
     pub(crate) fn stats(&self) -> TiersStats {
@@ -126,6 +132,7 @@ impl Room {
         stats.budget = self.budget;
         stats.request = self.request.stats();
         stats.deploy = self.deploy.stats();
+        stats.deploy.entries += self.reservations.load(Ordering::Relaxed);
         stats.deploy.bytes += self.reserved.load(Ordering::Relaxed);
         stats
     }
