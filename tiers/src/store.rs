@@ -114,6 +114,8 @@ pub(crate) struct Store {
     pub(crate) config: TiersConfig,
     /// What was removed and isn't freed yet: freeing a value runs code of its own, which moka mustn't be in the middle of.
     removed: Arc<Mutex<Vec<Arc<Slot>>>>,
+    /// How many scopes have had a number. None has 0.
+    numbers: AtomicU64,
     /// Goes on where entries may have to give way to others.
     tick: AtomicU64,
     pub(crate) rt: Rt,
@@ -145,6 +147,7 @@ impl Store {
             room,
             config,
             removed,
+            numbers: AtomicU64::new(0),
             tick: AtomicU64::new(0),
             rt,
         }
@@ -162,6 +165,11 @@ impl Store {
 
     pub(crate) fn age(&self, slot: &Slot) -> Duration {
         self.rt.now().duration_since(slot.kept_at)
+    }
+
+    /// A number for a scope, which none has had before.
+    pub(crate) fn number(&self) -> u64 {
+        self.numbers.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// Where a value will be kept, once it is [inserted](Self::insert).

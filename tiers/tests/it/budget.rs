@@ -53,6 +53,25 @@ fn one_request_has_its_limit() {
     assert_eq!(put(&*greedy, "too-many", 8 * KIB), Kept::NoRoom);
 }
 
+/// What was taken from a request doesn't count against it.
+#[test]
+fn what_gave_way_leaves_its_bytes_to_its_request() {
+    let tiers = Tiers::new(TiersConfig {
+        budget: 8 * EIGHTH as u64,
+        per_request: 64 << 10,
+        ..TiersConfig::default()
+    })
+    .unwrap();
+    let (request, deploy) = (tiers.request(), tiers.deploy());
+    let most = fill(&*request, 100);
+    for key in ["a", "b"] {
+        assert_eq!(put(&*deploy, key, 5 * EIGHTH - KIB), Kept::Kept);
+    }
+    assert_eq!(tiers.stats().request.evicted, most as u64);
+    let again = (0..100).take_while(|n| put(&*request, &n.to_string(), 8 * KIB) == Kept::Kept);
+    assert_eq!(again.count(), most);
+}
+
 #[test]
 fn requests_leave_room_and_refuse_the_newest() {
     let tiers = tiers();
@@ -150,9 +169,10 @@ fn handles_may_have_an_eighth() {
     let tiers = tiers();
     let most = tiers.reserve(EIGHTH).unwrap();
     assert!(tiers.reserve(1).is_none());
-    assert_eq!(tiers.stats().deploy.bytes, EIGHTH as u64);
+    let deploy = || tiers.stats().deploy;
+    assert_eq!((deploy().entries, deploy().bytes), (1, EIGHTH as u64));
     drop(most);
-    assert_eq!(tiers.stats().deploy.bytes, 0);
+    assert_eq!((deploy().entries, deploy().bytes), (0, 0));
     assert!(tiers.reserve(EIGHTH + 1).is_none());
     assert!(tiers.reserve(usize::MAX).is_none());
     assert!(tiers.reserve(1).is_some());

@@ -178,6 +178,58 @@ async fn values_are_freed_after_the_end() {
     assert_eq!(Arc::strong_count(&held), 1);
 }
 
+/// A value that uses its scope as it is freed.
+struct Clinging(Arc<dyn Scope>);
+
+impl Drop for Clinging {
+    fn drop(&mut self) {
+        self.0.keep_now("last-words", 1);
+    }
+}
+
+#[test]
+fn values_may_use_the_tiers_as_they_are_freed() {
+    let (tiers, scope) = request();
+    let clinging = || -> SharedValue { Arc::new(Clinging(Arc::clone(&scope))) };
+    let key = keys(&["a"]);
+    scope.put(key.get(0), scope.mark("a"), Some(clinging()), 8);
+    scope.forget(&key);
+    assert_eq!(scope.find("last-words"), Found::Value(1));
+    // Also while others make room.
+    scope.forget(&keys(&["last-words"]));
+    scope.put(key.get(0), scope.mark("a"), Some(clinging()), 8);
+    let deploy = tiers.deploy();
+    for number in 0..3 {
+        let huge = keys(&[&number.to_string()]);
+        let mark = deploy.mark(&number.to_string());
+        deploy.put(huge.get(0), mark, value(0), 32 << 20);
+    }
+    assert_eq!(scope.find("a"), Found::Nothing);
+    assert_eq!(scope.find("last-words"), Found::Value(1));
+}
+
+/// A value that panics as it is freed.
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        panic!("a value's own");
+    }
+}
+
+#[test]
+fn a_value_that_panics_as_it_is_freed_harms_nobody() {
+    let (tiers, scope) = request();
+    let key = keys(&["a"]);
+    scope.put(key.get(0), scope.mark("a"), Some(Arc::new(Bomb)), 8);
+    scope.keep_now("b", 2);
+    scope.forget(&key);
+    assert_eq!(scope.find("a"), Found::Nothing);
+    assert_eq!(scope.find("b"), Found::Value(2));
+    drop(scope);
+    assert_eq!(tiers.stats().request.bytes, 0);
+}
+
 #[test]
 fn without_a_runtime_the_end_removes_at_once() {
     let (tiers, scope) = request();
