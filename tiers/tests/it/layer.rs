@@ -35,6 +35,13 @@ async fn read_twice(asked: Asked) -> Result<Response<bool>, Infallible> {
     Ok(Response::new(std::sync::Arc::ptr_eq(&first, &second)))
 }
 
+/// A handler that reads once and gives its reader away.
+async fn escaping(asked: Asked) -> Result<Request<Rowid>, Infallible> {
+    let reader = reader(&asked);
+    get::<PerRequest>(&reader, &1).await.unwrap();
+    Ok(reader)
+}
+
 async fn setting() -> (Tiers, Cache<Rowid>) {
     let tiers = Tiers::default();
     let cache = cache(Some(&tiers)).await;
@@ -79,16 +86,24 @@ async fn a_tallied_layer_counts_each_request_apart() {
 #[tokio::test]
 async fn the_response_ends_it_for_all_clones() {
     let (tiers, cache) = setting().await;
-    let handler = |asked: Asked| async move {
-        let reader = reader(&asked);
-        get::<PerRequest>(&reader, &1).await.unwrap();
-        Ok::<_, Infallible>(reader)
-    };
-    let service = RequestLayer::new(&cache).layer(service_fn(handler));
+    let service = RequestLayer::new(&cache).layer(service_fn(escaping));
     let escaped = service.oneshot(asked()).await.unwrap();
     settle().await;
     assert_eq!(tiers.stats().request.entries, 0);
     get::<PerRequest>(&escaped, &1).await.unwrap();
+    assert_eq!(tiers.stats().request.entries, 0);
+}
+
+#[tokio::test]
+async fn it_is_over_as_soon_as_the_response_is_there() {
+    let (tiers, cache) = setting().await;
+    let mut response = pin!(
+        RequestLayer::new(&cache)
+            .layer(service_fn(escaping))
+            .call(asked())
+    );
+    let _escaped = response.as_mut().await.unwrap();
+    settle().await;
     assert_eq!(tiers.stats().request.entries, 0);
 }
 
@@ -181,14 +196,9 @@ async fn a_panic_in_a_call_ends_it() {
 #[tokio::test]
 async fn a_layer_within_another_goes_on_with_its_request() {
     let (tiers, cache) = setting().await;
-    let escaped = |asked: Asked| async move {
-        let reader = reader(&asked);
-        get::<PerRequest>(&reader, &1).await.unwrap();
-        Ok::<_, Infallible>(reader)
-    };
     let inner = RequestLayer::new(&cache)
         .tallied()
-        .layer(service_fn(escaped));
+        .layer(service_fn(escaping));
     let after_inner = {
         let tiers = tiers.clone();
         move |asked: Asked| {

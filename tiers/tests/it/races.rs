@@ -49,7 +49,9 @@ fn no_value_from_before_a_drop_is_ever_found_after_it() {
             })
             .collect();
         let mut round = 0;
-        while round < 1_000 || hits.load(Ordering::Relaxed) < 1_000 {
+        while (round < 1_000 || hits.load(Ordering::Relaxed) < 1_000)
+            && !readers.iter().any(|reader| reader.is_finished())
+        {
             round += 1;
             for (row, key) in rows.iter().zip(KEYS) {
                 row.version.store(round, Ordering::SeqCst);
