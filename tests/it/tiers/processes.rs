@@ -247,27 +247,9 @@ fn a_process_of_the_service() {
         .enable_all()
         .build()
         .unwrap();
-    runtime.block_on(async {
-        let service = Service::start(server, source, lives).await;
-        serve(service).await;
-    });
-}
-
-/// Does what it is told until nobody tells any more.
-async fn serve(mut service: Service) {
+    let mut service = runtime.block_on(Service::start(server, source, lives));
     for order in io::stdin().lines() {
-        let order = order.unwrap();
-        let words: Vec<&str> = order.split(' ').collect();
-        let answer = match *words {
-            ["begin", request] => service.begin(request),
-            ["read", request, user] => service.read(request, user.parse().unwrap()).await,
-            ["write", request, user, granted] => {
-                let (user, granted) = (user.parse().unwrap(), granted.parse().unwrap());
-                service.write(request, user, granted).await
-            }
-            ["loads"] => service.loads(),
-            _ => panic!("what is `{order}`?"),
-        };
+        let answer = runtime.block_on(service.obey(&order.unwrap()));
         println!("answer: {answer}");
     }
 }
@@ -311,6 +293,21 @@ impl Service {
             files,
             lives,
             requests: HashMap::new(),
+        }
+    }
+
+    /// Does what a line says.
+    async fn obey(&mut self, order: &str) -> String {
+        let words: Vec<&str> = order.split(' ').collect();
+        match *words {
+            ["begin", request] => self.begin(request),
+            ["read", request, user] => self.read(request, user.parse().unwrap()).await,
+            ["write", request, user, granted] => {
+                let (user, granted) = (user.parse().unwrap(), granted.parse().unwrap());
+                self.write(request, user, granted).await
+            }
+            ["loads"] => self.loads(),
+            _ => panic!("what is `{order}`?"),
         }
     }
 
