@@ -77,15 +77,28 @@ async fn what_has_no_row_does_not_keep_it_busy() {
 #[tokio::test(start_paused = true)]
 async fn close_ends_it() {
     let shelf = Shelf::of([1]);
+    let tasks = || {
+        tokio::runtime::Handle::current()
+            .metrics()
+            .num_alive_tasks()
+    };
+    let one = warmed(&shelf, []).await;
+    quiet().await;
+    // What a cache that warms nothing has running; it stays, so that only the other one's tasks come and go.
+    let of_one = tasks();
     shelf.fail();
     let cache = warmed(&shelf, [1]).await;
     sleep(Duration::from_secs(10)).await;
+    let before = tokio::time::Instant::now();
     cache.close(Duration::from_secs(1)).await;
+    quiet().await;
+    assert_eq!(before.elapsed(), Duration::ZERO);
+    assert_eq!(tasks(), 2 * of_one, "nothing waits for another attempt");
     let loads = shelf.loads();
     assert!(loads > 0);
     sleep(Duration::from_secs(60)).await;
     assert_eq!(shelf.loads(), loads);
-    drop(cache);
+    drop((cache, one));
     assert_eq!(shelf.holders(), 1);
 }
 

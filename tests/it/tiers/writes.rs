@@ -431,6 +431,39 @@ async fn a_stopped_server_confirms_nothing_and_is_not_trusted_when_it_is_back() 
     assert_eq!(tally.tier_hits(), 3);
 }
 
+/// Of two servers one is gone: what the other one confirmed is read as ever.
+#[tokio::test]
+async fn only_keys_of_the_server_that_did_not_confirm_are_distrusted() {
+    let here = MemcachedServer::start(Listen::Tcp, &[]);
+    let mut gone = MemcachedServer::start(Listen::Tcp, &[]);
+    let client = Memcached::new(
+        MemcachedConfig::new([here.address(), gone.address()]),
+        Rt::new(),
+    );
+    let shelf = Shelf::of(0..40);
+    let builder = builder(&shelf, Arc::new(client.unwrap())).rt(Rt::new());
+    let tiers = larder_tiers::Tiers::default();
+    let cache = builder.tiers(tiers).build().await.unwrap();
+    let (request, tally) = counting(&cache);
+    get_many::<Name>(&request, 0..40).await.unwrap();
+    tally.settled().await;
+    gone.kill();
+    let error = request.cache().flush::<Name>(0..40).await.unwrap_err();
+    let of_gone = error.keys().len() as u64;
+    assert!((1..40).contains(&of_gone), "{error}");
+    for round in 0..3 {
+        let hits = tally.tier_hits();
+        let loaded = shelf.asked().iter().map(Vec::len).sum::<usize>();
+        let batch = get_many::<Name>(&request, 0..40).await.unwrap();
+        assert_eq!(all(&batch), rows(0..40));
+        if round > 0 {
+            let now = shelf.asked().iter().map(Vec::len).sum::<usize>();
+            assert_eq!((now - loaded) as u64, of_gone);
+            assert_eq!(tally.tier_hits() - hits, 40 - of_gone);
+        }
+    }
+}
+
 /// Whatever the timing: what a request reads isn't older than its last flush that was confirmed when the read began.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn own_writes_are_seen_by_readers_in_many_tasks() {
@@ -480,6 +513,15 @@ async fn own_writes_are_seen_by_readers_in_many_tasks() {
     assert!(tally.tier_hits() > 0);
     let stats = &cache.stats().accessors[0];
     assert!(stats.tier_too_late > 0, "no read was ever overtaken");
+    drop(request);
+    let entries = || cache.stats().tiers.unwrap().request.entries;
+    for _ in 0..1_000 {
+        if entries() == 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("{} entries stayed when the request was over", entries());
 }
 
 fn memory_in_real_time() -> Arc<dyn larder_core::Backend> {
