@@ -67,21 +67,30 @@ impl Room {
     /// Room for one entry; `None` if there is none, which isn't counted yet.
     pub(crate) fn admit(&self, tier: TierOf, weight: u64) -> Option<Permit<'_>> {
         let weight = u32::try_from(weight).ok()?;
-        let (bytes, count) = (u64::from(weight), self.count(tier));
+        let bytes = u64::from(weight);
+        let count = self.count(tier);
         let own = count.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        let held = self.held.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let most = match tier {
+            TierOf::Request if own > self.eighths(2) => self.eighths(6),
+            TierOf::Deploy if bytes > self.eighths(5) => 0,
+            _ => u64::MAX,
+        };
+        let taken = self
+            .held
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |held| {
+                let held = held + bytes;
+                (held <= most).then_some(held)
+            });
+        if taken.is_err() {
+            count.bytes.fetch_sub(bytes, Ordering::Relaxed);
+            return None;
+        }
         count.entries.fetch_add(1, Ordering::Relaxed);
-        // Dropped where it isn't given out.
-        let permit = Permit {
+        Some(Permit {
             room: self,
             tier,
             weight,
-        };
-        let fits = match tier {
-            TierOf::Request => held <= self.eighths(6) || own <= self.eighths(2),
-            TierOf::Deploy => bytes <= self.eighths(5),
-        };
-        fits.then_some(permit)
+        })
     }
 
     /// Gives back what an entry had.
@@ -151,16 +160,14 @@ impl Count {
 #[derive(Debug)]
 pub(crate) struct Permit<'a> {
     room: &'a Room,
-    tier: TierOf,
-    weight: u32,
+    pub(crate) tier: TierOf,
+    pub(crate) weight: u32,
 }
 
 impl Permit<'_> {
-    /// The entry has it from now on, and whoever removes the entry releases it.
-    pub(crate) fn hand_over(self) -> (TierOf, u32) {
-        let taken = (self.tier, self.weight);
+    /// The entry has it from now on, and what removes the entry releases it.
+    pub(crate) fn hand_over(self) {
         std::mem::forget(self);
-        taken
     }
 }
 
