@@ -373,11 +373,11 @@ impl Subjects {
 
 /// Tiers from which nothing goes before its time, while the others may keep what they like.
 fn roomy() -> TiersConfig {
-    let mut config = TiersConfig::default();
-    config.budget = 1 << 30;
-    config.per_request = 1 << 30;
-    config.max_age = Duration::from_secs(3600);
-    config
+    TiersConfig {
+        budget: 1 << 30,
+        per_request: 1 << 30,
+        max_age: Duration::from_secs(3600),
+    }
 }
 
 /// A reader whose scope is made by hand.
