@@ -508,6 +508,7 @@ impl<S: Source> CacheBuilder<S> {
         #[cfg(feature = "metrics")]
         drop(self.rt.spawn(crate::publish::keep_publishing(
             Arc::downgrade(cache.backend()),
+            cache.tiers().map(Arc::downgrade),
             self.rt,
         )));
         Ok(cache)
