@@ -94,7 +94,7 @@ impl Chat {
     }
 
     /// Waits until `/stats` says this, which happens in the background.
-    pub(crate) async fn settled(&self, is_so: impl Fn(&Value) -> bool + Send + Sync) {
+    pub(crate) async fn settled(&self, is_so: impl Fn(&Value) -> bool + Sync) {
         let settled = async {
             while !is_so(&self.get("/stats").await.expect(200)) {
                 tokio::task::yield_now().await;
