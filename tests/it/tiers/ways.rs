@@ -12,37 +12,36 @@ use crate::read::gate::Gate;
 use crate::read::shelf::{Shelf, memory};
 
 #[tokio::test(start_paused = true)]
-async fn a_bypassed_request_neither_asks_its_tier_nor_keeps() {
+async fn past_the_store_a_request_loads_each_key_once() {
     let shelf = Shelf::of([7, 8]);
     let cache = cache(&shelf).await;
-    let (request, tally) = counting(&cache);
-    get::<Name>(&request, &7).await.unwrap();
-    tally.settled().await;
-    let before = tally.trips();
-    shelf.write(7, "new");
     cache.bypass(true);
-    for loads in 2..=4 {
+    let (request, tally) = counting(&cache);
+    for _ in 0..3 {
         let batch = get_many::<Name>(&request, [7, 8]).await.unwrap();
-        assert_eq!(all(&batch), [(7, Some("new".into())), (8, text(8))]);
-        assert_eq!(tally.loads(), loads);
+        assert_eq!(all(&batch), rows([7, 8]));
     }
-    assert_eq!((tally.trips(), tally.tier_hits()), (before, 0));
-    cache.bypass(false);
-    get::<Name>(&request, &8).await.unwrap();
-    assert_eq!((tally.loads(), tally.tier_hits()), (5, 0), "8 wasn't kept");
+    assert_eq!((tally.trips(), tally.loads(), tally.tier_hits()), (0, 1, 4));
+
+    // The next request loads them anew, and sees what was written meanwhile.
+    shelf.write(7, "new");
+    let (request, tally) = counting(&cache);
+    let batch = get_many::<Name>(&request, [7, 8]).await.unwrap();
+    assert_eq!(all(&batch), [(7, Some("new".into())), (8, text(8))]);
+    assert_eq!((tally.trips(), tally.loads(), tally.tier_hits()), (0, 1, 0));
 }
 
 #[tokio::test(start_paused = true)]
 async fn one_data_set_can_be_bypassed() {
     let shelf = Shelf::of([7]);
     let cache = cache(&shelf).await;
+    get::<Name>(&Request::begin(&cache), &7).await.unwrap();
+    get::<Badge>(&Request::begin(&cache), &7).await.unwrap();
+    assert!(cache.bypass_accessor("name", true));
     let (request, tally) = counting(&cache);
     get::<Name>(&request, &7).await.unwrap();
     get::<Badge>(&request, &7).await.unwrap();
-    assert!(cache.bypass_accessor("name", true));
-    get::<Name>(&request, &7).await.unwrap();
-    get::<Badge>(&request, &7).await.unwrap();
-    assert_eq!((tally.loads(), tally.tier_hits()), (3, 1));
+    assert_eq!((tally.loads(), tally.hits(), tally.tier_hits()), (1, 1, 0));
 }
 
 #[tokio::test(start_paused = true)]
