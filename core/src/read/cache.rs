@@ -202,8 +202,8 @@ impl<S: Source> Cache<S> {
 
     /// Sends all reads past the store, or through it again; writes still flush.
     ///
-    /// For the day on which the store is suspected. Requests then keep nothing either; what the deploy tier has was
-    /// built by this process, and stays.
+    /// For the day on which the store is suspected. The in-process tiers go on: a request that reads a key a thousand
+    /// times loads it once. What a request under way had already read, from the store, it keeps until it ends.
     pub fn bypass(&self, bypass: bool) {
         self.shared.bypass.store(bypass, Ordering::Relaxed);
     }
@@ -259,10 +259,10 @@ impl<S: Source> Cache<S> {
         accessor: &Accessor<D>,
     ) -> Option<&dyn Scope> {
         match D::Tier::KIND {
+            // What can't be cached as it is may have the name, and so the keys, of another data set.
+            _ if accessor.marshaller.is_err() => None,
             TierKind::None => None,
-            TierKind::Request if self.is_bypassed_for(accessor) => None,
             TierKind::Request => self.scope.as_deref(),
-            TierKind::Deploy if accessor.marshaller.is_err() => None,
             TierKind::Deploy => self.shared.deploy.as_deref(),
         }
     }
