@@ -89,6 +89,11 @@ async fn close_ends_it() {
     shelf.fail();
     let cache = warmed(&shelf, [1]).await;
     sleep(Duration::from_secs(10)).await;
+    // One more attempt fails, and the next is a second away.
+    shelf.hold();
+    shelf.held().await;
+    shelf.let_go();
+    quiet().await;
     let before = tokio::time::Instant::now();
     cache.close(Duration::from_secs(1)).await;
     quiet().await;
