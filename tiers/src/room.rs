@@ -1,9 +1,12 @@
 //! Who may take how many bytes of the budget.
 //!
-//! In eighths of it: values that caches keep in their handles have at most one, entries the other seven. Values of
-//! requests are let in as long as six are free, and never make a value of the deploy tier give way, unless requests
-//! together have less than two: then the oldest entries go, whosesoever they are. A value of the deploy tier may always
-//! come in, since it is expensive to build and stays useful, and the oldest entries give way to it.
+//! In eighths of it: values that caches keep in their handles have at most one, entries the other seven. A request's
+//! value is let in while entries take no more than six, so that requests make nothing give way; but two eighths are
+//! theirs whatever else there is, and for these the least recently used entries go, of either tier. A value of the deploy
+//! tier may take up to five, and the least recently used give way to it: it is expensive to build, and stays useful.
+//!
+//! Entries are beyond their seven eighths only by what is being put at this moment: whoever puts more has others give way
+//! before it returns, or takes its own out again.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -21,7 +21,8 @@ use moka::policy::EvictionPolicy;
 use crate::TiersConfig;
 use crate::room::{Permit, Room, TierOf};
 
-/// What an entry takes beside its key and its value: moka's bookkeeping, the slot, and its scope's.
+/// What an entry takes beside its key and its value: moka's bookkeeping, slot and holder, its name in the scope, and a share
+/// of the scope itself. 510 to 620 bytes were measured, without what the allocator adds.
 const OVERHEAD: usize = 640;
 
 /// How often room is made before an entry that finds none is taken out again.
