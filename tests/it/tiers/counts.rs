@@ -9,7 +9,7 @@ use larder_tiers::Request;
 
 use super::stage::{
     Badge, Cost, Draft, Name, Text, all, builder, built, cache, cache_on, check, counting, rows,
-    said, text,
+    said, text, tiered,
 };
 use crate::read::shelf::{Broken, Conn, HOUR, Shelf, memory};
 
@@ -169,6 +169,27 @@ async fn accessors_with_the_same_arguments_do_not_meet() {
     let draft = get::<Draft>(&request, &7).await.unwrap();
     assert_eq!(said(draft).as_deref(), Some("of another data set"));
     assert_eq!(said(get::<Name>(&request, &7).await.unwrap()), text(7));
+    assert_eq!(shelf.loads(), 3);
+}
+
+tiered!(
+    /// A mistake: the name is taken.
+    Namesake = "name": RequestTier, Plain, Lifetime::Ttl(HOUR)
+);
+
+/// Its keys are the other's as well, so that only one of them may keep anything.
+#[tokio::test(start_paused = true)]
+async fn a_second_data_set_of_the_same_name_has_no_part_in_the_tier() {
+    let shelf = Shelf::of([7]);
+    let cache = cache(&shelf).await;
+    let request = Request::begin(&cache);
+    assert_eq!(said(get::<Name>(&request, &7).await.unwrap()), text(7));
+    shelf.write(7, "new");
+    for _ in 0..2 {
+        let namesake = get::<Namesake>(&request, &7).await.unwrap();
+        assert_eq!(said(namesake).as_deref(), Some("new"));
+        assert_eq!(said(get::<Name>(&request, &7).await.unwrap()), text(7));
+    }
     assert_eq!(shelf.loads(), 3);
 }
 
