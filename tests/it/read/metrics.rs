@@ -5,13 +5,13 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use larder_core::{BackendExt as _, Set, get, get_many};
+use larder_core::{BackendExt as _, GetOptions, Observed, Set, get, get_many};
 use metrics::{
     Counter, Gauge, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit,
 };
 
 use super::gate::Gate;
-use super::shelf::{Row, Shelf, cache_on, memory};
+use super::shelf::{Row, Shelf, cache_on, clock, memory};
 
 /// Keeps what was emitted: every handle that was used, by name and labels.
 #[derive(Default)]
@@ -113,7 +113,8 @@ async fn the_names_and_labels_are_the_documented_ones() {
     let _here = metrics::set_default_local_recorder(&kept);
     let shelf = Shelf::of([1, 2]);
     let gate = Gate::new(memory());
-    let (cache, tally) = cache_on(&shelf, Arc::clone(&gate) as _).await.tallied();
+    let observed = Arc::new(Observed::new(Arc::clone(&gate) as _, clock()));
+    let (cache, tally) = cache_on(&shelf, observed).await.tallied();
 
     // A miss and an absence, the same again as hits, and a load that two share.
     for _ in 0..2 {
@@ -151,6 +152,12 @@ async fn the_names_and_labels_are_the_documented_ones() {
     get::<Row>(&cache, &1).await.unwrap();
     cache.flush::<Row>([1]).await.unwrap_err();
     tally.settled().await;
+    // A caller that leaves.
+    gate.answered_gets().close();
+    let options = GetOptions::look();
+    let left = cache.backend().get("k", &options);
+    let left = tokio::time::timeout(Duration::from_millis(1), left).await;
+    left.unwrap_err();
     // Numbers of servers are copied every five seconds.
     tokio::time::sleep(Duration::from_secs(6)).await;
 
@@ -168,15 +175,18 @@ async fn the_names_and_labels_are_the_documented_ones() {
             }
         }
     }
-    let mut expected: BTreeSet<String> = documented
-        .iter()
-        .filter(|(_, row)| row.labels.contains("accessor"))
-        .map(|(name, _)| name.clone())
-        .collect();
+    let of = |label: &str| -> BTreeSet<String> {
+        let rows = documented.iter();
+        rows.filter(|(_, row)| row.labels.contains(label))
+            .map(|(name, _)| name.clone())
+            .collect()
+    };
+    let mut expected = of("accessor");
     // These take clocks that are wrong, and processes that hang.
     expected.remove("larder_entries_from_future_total");
     expected.remove("larder_taken_over_total");
     assert_eq!(kept.counting("accessor"), expected);
+    assert_eq!(kept.counting("command"), of("command"));
     let servers = kept.counting("server");
     for name in ["larder_trips_total", "larder_stored_entries"] {
         assert!(servers.contains(name), "{servers:?}");

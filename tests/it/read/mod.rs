@@ -9,6 +9,7 @@ mod limits;
 #[cfg(feature = "metrics")]
 mod metrics;
 mod observed;
+mod requests;
 mod shapes;
 mod shelf;
 mod stopping;
