@@ -22,9 +22,9 @@ pub(crate) struct Drops {
 }
 
 impl Drops {
-    /// How many there were, as a mark counts them.
-    pub(crate) fn count(&self) -> u64 {
-        self.count
+    /// For a read that begins now.
+    pub(crate) fn mark(&self) -> Mark {
+        Mark(self.count)
     }
 
     /// Begins another drop, of any number of keys.

@@ -22,8 +22,9 @@ pub(crate) struct Room {
     budget: u64,
     /// Bytes of all entries, and of those that are about to go in.
     held: AtomicU64,
-    /// Bytes of values that caches keep in their handles.
+    /// Bytes of values that caches keep in their handles, and how many there are.
     reserved: AtomicU64,
+    reservations: AtomicU64,
     request: Count,
     deploy: Count,
 }
@@ -43,6 +44,7 @@ impl Room {
             budget,
             held: AtomicU64::new(0),
             reserved: AtomicU64::new(0),
+            reservations: AtomicU64::new(0),
             request: Count::default(),
             deploy: Count::default(),
         }
@@ -65,21 +67,30 @@ impl Room {
     /// Room for one entry; `None` if there is none, which isn't counted yet.
     pub(crate) fn admit(&self, tier: TierOf, weight: u64) -> Option<Permit<'_>> {
         let weight = u32::try_from(weight).ok()?;
-        let (bytes, count) = (u64::from(weight), self.count(tier));
+        let bytes = u64::from(weight);
+        let count = self.count(tier);
         let own = count.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        let held = self.held.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let most = match tier {
+            TierOf::Request if own > self.eighths(2) => self.eighths(6),
+            TierOf::Deploy if bytes > self.eighths(5) => 0,
+            _ => u64::MAX,
+        };
+        let taken = self
+            .held
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |held| {
+                let held = held + bytes;
+                (held <= most).then_some(held)
+            });
+        if taken.is_err() {
+            count.bytes.fetch_sub(bytes, Ordering::Relaxed);
+            return None;
+        }
         count.entries.fetch_add(1, Ordering::Relaxed);
-        // Dropped where it isn't given out.
-        let permit = Permit {
+        Some(Permit {
             room: self,
             tier,
             weight,
-        };
-        let fits = match tier {
-            TierOf::Request => held <= self.eighths(6) || own <= self.eighths(2),
-            TierOf::Deploy => bytes <= self.eighths(5),
-        };
-        fits.then_some(permit)
+        })
     }
 
     /// Gives back what an entry had.
@@ -100,16 +111,20 @@ impl Room {
 
     /// Takes so many bytes for a value that a cache keeps in its handle.
     pub(crate) fn reserve(&self, bytes: u64) -> bool {
-        self.reserved
+        let taken = self
+            .reserved
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |reserved| {
                 let reserved = reserved.checked_add(bytes)?;
                 (reserved <= self.eighths(1)).then_some(reserved)
             })
-            .is_ok()
+            .is_ok();
+        self.reservations.fetch_add(taken.into(), Ordering::Relaxed);
+        taken
     }
 
     pub(crate) fn unreserve(&self, bytes: u64) {
         self.reserved.fetch_sub(bytes, Ordering::Relaxed);
+        self.reservations.fetch_sub(1, Ordering::Relaxed);
     }
 
     pub(crate) fn stats(&self) -> TiersStats {
@@ -117,6 +132,7 @@ impl Room {
         stats.budget = self.budget;
         stats.request = self.request.stats();
         stats.deploy = self.deploy.stats();
+        stats.deploy.entries += self.reservations.load(Ordering::Relaxed);
         stats.deploy.bytes += self.reserved.load(Ordering::Relaxed);
         stats
     }
@@ -144,16 +160,14 @@ impl Count {
 #[derive(Debug)]
 pub(crate) struct Permit<'a> {
     room: &'a Room,
-    tier: TierOf,
-    weight: u32,
+    pub(crate) tier: TierOf,
+    pub(crate) weight: u32,
 }
 
 impl Permit<'_> {
-    /// The entry has it from now on, and whoever removes the entry releases it.
-    pub(crate) fn hand_over(self) -> (TierOf, u32) {
-        let taken = (self.tier, self.weight);
+    /// The entry has it from now on, and what removes the entry releases it.
+    pub(crate) fn hand_over(self) {
         std::mem::forget(self);
-        taken
     }
 }
 

@@ -1,178 +1,221 @@
 //! One scope: the values of one request, or those that one cache keeps as long as it lives.
 //!
-//! Its entries are in the common store, under its number, which no other scope ever has. What comes in and goes out is
-//! decided under the scope's lock, one after the other; a look-up takes no lock.
+//! A scope knows by name what it keeps, and everything about it is decided under its one lock: what is found, what may
+//! come in, what was dropped, whether it has ended. The values themselves belong to the common [`Store`], which may take
+//! them away at any time: a name whose value is gone is as good as none. No value is freed, and moka not called, while
+//! the lock is held.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
 use foldhash::fast::RandomState;
 use indexmap::IndexMap;
-use larder_core::{Kept, Key, Keys, Mark, Recall, Rt, Scope, SharedValue};
+use larder_core::{Kept, Key, Keys, Mark, Recall, Scope, SharedValue};
 
 use crate::drops::Drops;
 use crate::room::TierOf;
-use crate::store::{Name, NameOf, Store};
+use crate::store::{Name, NameOf, Slot, Store};
 
-/// Numbers of scopes; 0 is that of one that has kept nothing yet.
+/// Numbers of scopes, for their keys in the store.
 static NUMBERS: AtomicU64 = AtomicU64::new(1);
-
-/// What distinguishes one kind of scope from another.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Terms {
-    pub(crate) tier: TierOf,
-    /// Bytes that it may keep.
-    pub(crate) limit: u64,
-    /// How long it serves what it keeps.
-    pub(crate) max_age: Option<Duration>,
-}
 
 pub(crate) struct Scoped {
     store: Arc<Store>,
-    rt: Rt,
-    terms: Terms,
-    number: AtomicU64,
-    ended: AtomicBool,
-    /// As many drops as there were, for those who take a mark.
-    drops: AtomicU64,
-    book: Mutex<Book>,
+    tier: TierOf,
+    state: RwLock<State>,
 }
 
-/// What is known of a scope beside its entries.
-#[derive(Default)]
+enum State {
+    /// It has kept and dropped nothing yet. Most requests leave it at that.
+    Unused,
+    Open(Box<Book>),
+    Ended,
+}
+
+/// What a scope knows.
 struct Book {
-    /// What it put, and how much each of it weighs. Some of it may have given way since.
-    kept: IndexMap<Name, u64, RandomState>,
+    number: u64,
+    names: IndexMap<Name, Named, RandomState>,
+    /// What `names` weigh together.
     bytes: u64,
-    /// `None` until the first drop, which most requests never see.
+    /// How many names there are when those without a value are thrown out.
+    prune_at: usize,
+    /// `None` until the first drop.
     drops: Option<Box<Drops>>,
 }
 
+struct Named {
+    slot: Weak<Slot>,
+    weight: u64,
+}
+
 impl Scoped {
-    pub(crate) fn new(store: Arc<Store>, rt: Rt, terms: Terms) -> Self {
+    pub(crate) fn new(store: Arc<Store>, tier: TierOf) -> Self {
         Self {
             store,
-            rt,
-            terms,
-            number: AtomicU64::new(0),
-            ended: AtomicBool::new(false),
-            drops: AtomicU64::new(0),
-            book: Mutex::default(),
+            tier,
+            state: RwLock::new(State::Unused),
         }
     }
 
-    fn book(&self) -> MutexGuard<'_, Book> {
-        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The scope's number; taken when it first keeps something.
-    fn number(&self) -> u64 {
-        match self.number.load(Ordering::Relaxed) {
-            0 => {
-                let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
-                self.number.store(number, Ordering::Release);
-                number
-            }
-            number => number,
+    fn write(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_fresh(&self, slot: &Slot) -> bool {
+        match self.tier {
+            TierOf::Request => self.store.age(slot) < self.store.config.max_age,
+            TierOf::Deploy => true,
         }
     }
 
-    fn has(&self, key: Key<'_>) -> Option<Option<SharedValue>> {
-        if self.ended.load(Ordering::Acquire) {
-            return None;
+    /// Bytes that it may keep.
+    fn limit(&self) -> u64 {
+        match self.tier {
+            TierOf::Request => self.store.config.per_request,
+            TierOf::Deploy => u64::MAX,
         }
-        let number = self.number.load(Ordering::Acquire);
-        if number == 0 {
-            return None;
-        }
-        let entry = self.store.get(number, key)?;
-        if let Some(max_age) = self.terms.max_age
-            && self.rt.now().duration_since(entry.kept_at) >= max_age
-        {
-            return None;
-        }
-        Some(entry.value)
     }
 
     fn refuse(&self) -> Kept {
-        self.store.room().count_refused(self.terms.tier);
+        self.store.room().count_refused(self.tier);
         Kept::NoRoom
+    }
+
+    /// Writes into the book that this slot has the key's value, if it may.
+    fn enter(&self, key: Key<'_>, mark: Mark, slot: &Arc<Slot>) -> Result<(u64, Name), Kept> {
+        let mut state = self.write();
+        let book = state.book().ok_or(Kept::TooLate)?;
+        if book.is_too_late(mark, key) {
+            return Err(Kept::TooLate);
+        }
+        if book.names.len() >= book.prune_at || book.bytes + slot.weight() > self.limit() {
+            book.prune();
+        }
+        let before = book.names.get_full(&NameOf(key));
+        if let Some((_, _, named)) = before
+            && named
+                .slot
+                .upgrade()
+                .is_some_and(|slot| self.is_fresh(&slot))
+        {
+            // Of two that were read at once either is right, and the first is what others may have seen.
+            return Err(Kept::Kept);
+        }
+        let bytes = book.bytes - before.map_or(0, |(_, _, named)| named.weight) + slot.weight();
+        if bytes > self.limit() {
+            return Err(Kept::NoRoom);
+        }
+        let name = before.map_or_else(|| key.into(), |(_, name, _)| name.clone());
+        book.bytes = bytes;
+        book.names.insert(
+            name.clone(),
+            Named {
+                slot: Arc::downgrade(slot),
+                weight: slot.weight(),
+            },
+        );
+        Ok((book.number, name))
+    }
+
+    /// Whether this slot still has the key's value.
+    fn stands(&self, key: Key<'_>, slot: &Arc<Slot>) -> bool {
+        match &*self.read() {
+            State::Open(book) => book
+                .names
+                .get(&NameOf(key))
+                .is_some_and(|named| std::ptr::eq(named.slot.as_ptr(), Arc::as_ptr(slot))),
+            State::Unused | State::Ended => false,
+        }
+    }
+
+    /// Has removed what was kept until the end.
+    fn clear_out(&self, book: Book) {
+        let mut left = Left::of(&self.store, book.number);
+        left.names.extend(book.names.into_keys());
+        if !left.names.is_empty() {
+            // Without a runtime the task is dropped at once, and removes what is left as it goes.
+            self.store.rt.spawn_if_running(left.remove());
+        }
     }
 
     /// Drops these keys, all at once.
     fn drop_keys(&self, keys: &Keys, distrust: bool) {
-        let mut book = self.book();
-        let Book { kept, bytes, drops } = &mut *book;
-        let drops = drops.get_or_insert_default();
-        drops.begin();
-        for key in keys.iter() {
-            drops.add(key);
-            if distrust {
-                drops.distrust(key);
+        let mut left = {
+            let mut state = self.write();
+            let Some(book) = state.book() else { return };
+            let drops = book.drops.get_or_insert_default();
+            drops.begin();
+            for key in keys.iter() {
+                drops.add(key);
+                if distrust {
+                    drops.distrust(key);
+                }
             }
-        }
-        // Before the entries go: who finds them gone takes a mark that is newer than the drop, or else is refused.
-        self.drops.store(drops.count(), Ordering::Release);
-        let number = self.number.load(Ordering::Relaxed);
-        for key in keys.iter() {
-            if let Some((name, weight)) = kept.swap_remove_entry(&NameOf(key)) {
-                *bytes -= weight;
-                self.store.remove(number, name);
+            let mut left = Left::of(&self.store, book.number);
+            for key in keys.iter() {
+                if let Some((name, named)) = book.names.swap_remove_entry(&NameOf(key)) {
+                    book.bytes -= named.weight;
+                    left.names.push(name);
+                }
             }
-        }
+            left
+        };
+        while left.remove_some() {}
     }
 }
 
 impl Scope for Scoped {
     fn get(&self, key: Key<'_>) -> Recall {
-        if let Some(value) = self.has(key) {
-            return Recall::Kept(value);
+        let state = self.read();
+        let State::Open(book) = &*state else {
+            return Recall::Unknown(Mark(0));
+        };
+        if let Some(named) = book.names.get(&NameOf(key))
+            && let Some(slot) = named.slot.upgrade()
+            && self.is_fresh(&slot)
+        {
+            let number = book.number;
+            drop(state);
+            self.store.touch(number, key, &slot);
+            return Recall::Kept(slot.value.clone());
         }
-        let mark = self.drops.load(Ordering::Acquire);
-        let distrusted = mark > 0
-            && (self.book().drops)
-                .as_ref()
-                .is_some_and(|drops| drops.is_distrusted(key));
-        match distrusted {
-            true => Recall::Distrusted,
-            false => Recall::Unknown(Mark(mark)),
+        match &book.drops {
+            None => Recall::Unknown(Mark(0)),
+            Some(drops) if drops.is_distrusted(key) => Recall::Distrusted,
+            Some(drops) => Recall::Unknown(drops.mark()),
         }
     }
 
     fn put(&self, key: Key<'_>, mark: Mark, value: Option<SharedValue>, bytes: usize) -> Kept {
         let weight = Store::weigh(key, bytes);
-        let Some(permit) = self.store.room().admit(self.terms.tier, weight) else {
+        let Some(permit) = self.store.room().admit(self.tier, weight) else {
+            self.store.nudge(key);
             return self.refuse();
         };
-        let name = Name::from(key);
-        {
-            let mut book = self.book();
-            if self.ended.load(Ordering::Relaxed) || book.is_too_late(mark, key) {
-                return Kept::TooLate;
-            }
-            let before = book.kept.get(&name).copied().unwrap_or(0);
-            let after = book.bytes - before + weight;
-            if after > self.terms.limit {
-                drop(book);
-                return self.refuse();
-            }
-            book.bytes = after;
-            book.kept.insert(name.clone(), weight);
-            self.store
-                .insert(self.number(), name.clone(), value, self.rt.now(), permit);
-        }
-        if self.store.make_room() {
+        let slot = self.store.slot(value, &permit);
+        let (number, name) = match self.enter(key, mark, &slot) {
+            Ok(entered) => entered,
+            Err(Kept::NoRoom) => return self.refuse(),
+            Err(kept) => return kept,
+        };
+        self.store
+            .insert(number, name.clone(), Arc::clone(&slot), permit);
+        let fits = self.store.make_room();
+        if fits && self.stands(key, &slot) {
             return Kept::Kept;
         }
-        let mut book = self.book();
-        if let Some((name, weight)) = book.kept.swap_remove_entry(&name) {
-            book.bytes -= weight;
-            self.store.remove(self.number(), name);
+        // It was dropped before it was in, or there is no room however much gives way.
+        self.store.remove(number, name);
+        match fits {
+            true => Kept::TooLate,
+            false => self.refuse(),
         }
-        drop(book);
-        self.refuse()
     }
 
     fn forget(&self, keys: &Keys) {
@@ -184,21 +227,46 @@ impl Scope for Scoped {
     }
 
     fn end(&self) {
-        self.ended.store(true, Ordering::Release);
-        let kept = std::mem::take(&mut self.book().kept);
-        if kept.is_empty() {
-            return;
+        let state = std::mem::replace(&mut *self.write(), State::Ended);
+        if let State::Open(book) = state {
+            self.clear_out(*book);
         }
-        let left = Left {
-            store: Arc::clone(&self.store),
-            number: self.number(),
-            kept,
-        };
-        // Without a runtime the task is dropped at once, and what is left with it.
-        let rt = self.rt;
-        rt.spawn_if_running(left.remove(rt));
     }
 }
+
+impl Drop for Scoped {
+    fn drop(&mut self) {
+        let state = self.state.get_mut();
+        let state = state.unwrap_or_else(PoisonError::into_inner);
+        if let State::Open(_) = state
+            && let State::Open(book) = std::mem::replace(state, State::Ended)
+        {
+            self.clear_out(*book);
+        }
+    }
+}
+
+impl State {
+    /// The book, begun if it must be; `None` if the scope has ended.
+    fn book(&mut self) -> Option<&mut Book> {
+        if let Self::Unused = self {
+            *self = Self::Open(Box::new(Book {
+                number: NUMBERS.fetch_add(1, Ordering::Relaxed),
+                names: IndexMap::default(),
+                bytes: 0,
+                prune_at: PRUNE,
+                drops: None,
+            }));
+        }
+        match self {
+            Self::Open(book) => Some(book),
+            Self::Unused | Self::Ended => None,
+        }
+    }
+}
+
+/// How many names there are at least when those without a value are thrown out.
+const PRUNE: usize = 256;
 
 impl Book {
     fn is_too_late(&self, mark: Mark, key: Key<'_>) -> bool {
@@ -206,48 +274,68 @@ impl Book {
             .as_ref()
             .is_some_and(|drops| drops.since(mark, key) || drops.is_distrusted(key))
     }
-}
 
-impl Drop for Scoped {
-    fn drop(&mut self) {
-        self.end();
+    /// Throws out the names whose values were taken away.
+    fn prune(&mut self) {
+        self.names.retain(|_, named| {
+            let stays = named.slot.strong_count() > 0;
+            if !stays {
+                self.bytes -= named.weight;
+            }
+            stays
+        });
+        self.prune_at = PRUNE.max(self.names.len() * 2);
     }
 }
 
 impl fmt::Debug for Scoped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Scope")
-            .field("terms", &self.terms)
-            .field("number", &self.number)
-            .field("ended", &self.ended)
-            .finish_non_exhaustive()
+        let mut debug = f.debug_struct("Scope");
+        debug.field("tier", &self.tier);
+        match &*self.read() {
+            State::Unused => debug.field("state", &"unused"),
+            State::Open(book) => debug.field("entries", &book.names.len()),
+            State::Ended => debug.field("state", &"ended"),
+        };
+        debug.finish_non_exhaustive()
     }
 }
 
-/// Entries of a scope that has ended.
+/// Names that a scope has given up, and whose values are still in the store.
 struct Left {
     store: Arc<Store>,
     number: u64,
-    kept: IndexMap<Name, u64, RandomState>,
+    names: Vec<Name>,
 }
 
 impl Left {
-    /// Removes them, and lets others work in between.
-    async fn remove(mut self, rt: Rt) {
-        let mut turn = rt.turn();
+    fn of(store: &Arc<Store>, number: u64) -> Self {
+        Self {
+            store: Arc::clone(store),
+            number,
+            names: Vec::new(),
+        }
+    }
+
+    /// Removes the values, and lets others work in between.
+    async fn remove(mut self) {
+        let mut turn = self.store.rt.turn();
         while self.remove_some() {
             turn.over().await;
         }
     }
 
-    /// Removes some of them; false when none is left.
+    /// Removes some; false when none is left.
     fn remove_some(&mut self) -> bool {
-        for _ in 0..64 {
-            let Some((name, _)) = self.kept.pop() else {
-                self.store.tidy();
-                return false;
-            };
+        if self.names.is_empty() {
+            return false;
+        }
+        let kept = self.names.len().saturating_sub(64);
+        for name in self.names.drain(kept..) {
             self.store.remove(self.number, name);
+        }
+        if self.names.is_empty() {
+            self.store.tidy();
         }
         true
     }
@@ -255,6 +343,6 @@ impl Left {
 
 impl Drop for Left {
     fn drop(&mut self) {
-        while !self.kept.is_empty() && self.remove_some() {}
+        while self.remove_some() {}
     }
 }

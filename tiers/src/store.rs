@@ -1,23 +1,27 @@
-//! The one store of both tiers.
+//! The one store of both tiers: it owns what is kept, and bounds it.
 //!
-//! moka evicts when it gets round to it, so that its own weight is no bound. The bytes are counted here instead: up
-//! before an entry goes in, down when it is out, whatever took it out; and who finds more than there may be makes moka
-//! get round to it.
+//! Scopes find their entries by maps of their own, which are quicker to ask and hold nothing alive; see
+//! [`scope`](crate::scope). moka decides what gives way, but only when it gets round to it, so that its own weight is no
+//! bound. The bytes are counted by [`Room`] instead: up before an entry goes in, down when it is out, whatever took it
+//! out; and who finds more than there may be makes moka get round to it.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use foldhash::quality::RandomState;
 use indexmap::Equivalent;
-use larder_core::{Instant, Key, SharedValue};
+use larder_core::{Instant, Key, Rt, SharedValue};
 use moka::notification::RemovalCause;
 use moka::policy::EvictionPolicy;
 
+use crate::TiersConfig;
 use crate::room::{Permit, Room, TierOf};
 
-/// What an entry takes beside its key and its value: moka's bookkeeping, and its scope's.
-const OVERHEAD: usize = 512;
+/// What an entry takes beside its key and its value: moka's bookkeeping, the slot, and its scope's.
+const OVERHEAD: usize = 640;
 
 /// How often room is made before an entry that finds none is taken out again.
 const ATTEMPTS: usize = 8;
@@ -78,37 +82,56 @@ impl Equivalent<Place<Name>> for Place<NameOf<'_>> {
     }
 }
 
-/// A value, or the absence of one.
-#[derive(Clone)]
-pub(crate) struct Entry {
+/// A value that is kept, or the absence of one.
+pub(crate) struct Slot {
     pub(crate) value: Option<SharedValue>,
     pub(crate) kept_at: Instant,
     tier: TierOf,
     weight: u32,
+    /// The store's count of squeezes when it was last told that this is in use.
+    seen: AtomicU64,
+}
+
+impl Slot {
+    pub(crate) fn weight(&self) -> u64 {
+        u64::from(self.weight)
+    }
 }
 
 /// The entries of all scopes.
 pub(crate) struct Store {
-    entries: moka::sync::Cache<Place<Name>, Entry, RandomState>,
+    entries: moka::sync::Cache<Place<Name>, Arc<Slot>, RandomState>,
     room: Arc<Room>,
+    pub(crate) config: TiersConfig,
+    /// How often entries had to give way to others.
+    squeezes: AtomicU64,
+    pub(crate) rt: Rt,
 }
 
 impl Store {
-    pub(crate) fn new(room: Arc<Room>) -> Self {
+    pub(crate) fn new(config: TiersConfig, rt: Rt) -> Self {
+        let room = Arc::new(Room::new(config.budget));
         let leaves = Arc::clone(&room);
         let entries = moka::sync::Cache::builder()
             .max_capacity(room.for_entries())
-            .weigher(|_: &Place<Name>, entry: &Entry| entry.weight)
+            .weigher(|_: &Place<Name>, slot: &Arc<Slot>| slot.weight)
             // Not TinyLFU: it would refuse what is large for what is small, after it was told that it is kept.
             .eviction_policy(EvictionPolicy::lru())
-            .eviction_listener(move |_, entry: Entry, cause| {
-                leaves.release(entry.tier, entry.weight);
+            .expire_after(Aging(config.max_age))
+            .eviction_listener(move |_, slot: Arc<Slot>, cause| {
+                leaves.release(slot.tier, slot.weight);
                 if cause == RemovalCause::Size {
-                    leaves.count_evicted(entry.tier);
+                    leaves.count_evicted(slot.tier);
                 }
             })
             .build_with_hasher(RandomState::default());
-        Self { entries, room }
+        Self {
+            entries,
+            room,
+            config,
+            squeezes: AtomicU64::new(0),
+            rt,
+        }
     }
 
     /// What an entry with this key takes, with a value of so many bytes.
@@ -117,46 +140,62 @@ impl Store {
         weight.saturating_add(bytes) as u64
     }
 
-    pub(crate) fn room(&self) -> &Room {
+    pub(crate) fn room(&self) -> &Arc<Room> {
         &self.room
     }
 
-    pub(crate) fn get(&self, scope: u64, key: Key<'_>) -> Option<Entry> {
-        let name = NameOf(key);
-        self.entries.get(&Place { scope, name })
+    pub(crate) fn age(&self, slot: &Slot) -> Duration {
+        self.rt.now().duration_since(slot.kept_at)
     }
 
-    pub(crate) fn insert(
-        &self,
-        scope: u64,
-        name: Name,
-        value: Option<SharedValue>,
-        kept_at: Instant,
-        permit: Permit<'_>,
-    ) {
-        let (tier, weight) = permit.hand_over();
-        let entry = Entry {
+    /// Where a value will be kept, once it is [inserted](Self::insert).
+    pub(crate) fn slot(&self, value: Option<SharedValue>, permit: &Permit<'_>) -> Arc<Slot> {
+        Arc::new(Slot {
             value,
-            kept_at,
-            tier,
-            weight,
-        };
-        self.entries.insert(Place { scope, name }, entry);
+            kept_at: self.rt.now(),
+            tier: permit.tier,
+            weight: permit.weight,
+            seen: AtomicU64::new(self.squeezes.load(Ordering::Relaxed)),
+        })
+    }
+
+    pub(crate) fn insert(&self, scope: u64, name: Name, slot: Arc<Slot>, permit: Permit<'_>) {
+        permit.hand_over();
+        self.entries.insert(Place { scope, name }, slot);
     }
 
     pub(crate) fn remove(&self, scope: u64, name: Name) {
         self.entries.invalidate(&Place { scope, name });
     }
 
+    /// Says that the slot of this key was used, for moka to know what may give way.
+    ///
+    /// Once between two squeezes is enough, and nearly free otherwise.
+    pub(crate) fn touch(&self, scope: u64, key: Key<'_>, slot: &Slot) {
+        let squeezes = self.squeezes.load(Ordering::Relaxed);
+        if slot.seen.load(Ordering::Relaxed) != squeezes {
+            slot.seen.store(squeezes, Ordering::Relaxed);
+            let name = NameOf(key);
+            let _ = self.entries.get(&Place { scope, name });
+        }
+    }
+
+    /// Has moka remove what has grown too old, if it hasn't for a while.
+    pub(crate) fn nudge(&self, key: Key<'_>) {
+        let name = NameOf(key);
+        let _ = self.entries.get(&Place { scope: 0, name });
+    }
+
     /// Has the oldest entries give way until there is room for all; false if that can't be done.
     pub(crate) fn make_room(&self) -> bool {
-        for _ in 0..ATTEMPTS {
-            if !self.room.is_crowded() {
-                return true;
-            }
-            self.tidy();
+        if !self.room.is_crowded() {
+            return true;
         }
-        !self.room.is_crowded()
+        self.squeezes.fetch_add(1, Ordering::Relaxed);
+        (0..ATTEMPTS).any(|_| {
+            self.tidy();
+            !self.room.is_crowded()
+        })
     }
 
     /// Frees what was removed, which moka would do some time later.
@@ -170,5 +209,32 @@ impl fmt::Debug for Store {
         f.debug_struct("Store")
             .field("room", &self.room)
             .finish_non_exhaustive()
+    }
+}
+
+/// How long entries take up room. Whether they are still served is for their scope to say, by larder's clock.
+struct Aging(Duration);
+
+impl moka::Expiry<Place<Name>, Arc<Slot>> for Aging {
+    fn expire_after_create(
+        &self,
+        _: &Place<Name>,
+        slot: &Arc<Slot>,
+        _: std::time::Instant,
+    ) -> Option<Duration> {
+        match slot.tier {
+            TierOf::Request => Some(self.0),
+            TierOf::Deploy => None,
+        }
+    }
+
+    fn expire_after_update(
+        &self,
+        place: &Place<Name>,
+        slot: &Arc<Slot>,
+        now: std::time::Instant,
+        _: Option<Duration>,
+    ) -> Option<Duration> {
+        self.expire_after_create(place, slot, now)
     }
 }

@@ -7,7 +7,7 @@ use larder_core::{Config, Result, Rt, Scope, Scopes, TiersStats};
 
 use crate::TiersConfig;
 use crate::room::{Room, TierOf};
-use crate::scope::{Scoped, Terms};
+use crate::scope::Scoped;
 use crate::store::Store;
 
 /// The in-process tiers: one store of decoded values, bounded in bytes, for requests and for what can't change while the
@@ -17,9 +17,6 @@ use crate::store::Store;
 #[derive(Clone, Debug)]
 pub struct Tiers {
     store: Arc<Store>,
-    room: Arc<Room>,
-    config: TiersConfig,
-    rt: Rt,
 }
 
 impl Tiers {
@@ -56,21 +53,17 @@ impl Tiers {
     /// Plain numbers about what is kept now; hits and misses are known to the caches, see
     /// [`Cache::stats`](larder_core::Cache::stats).
     pub fn stats(&self) -> TiersStats {
-        self.room.stats()
+        self.store.room().stats()
     }
 
     fn of(config: TiersConfig) -> Self {
-        let room = Arc::new(Room::new(config.budget));
         Self {
-            store: Arc::new(Store::new(Arc::clone(&room))),
-            room,
-            config,
-            rt: Rt::new(),
+            store: Arc::new(Store::new(config, Rt::new())),
         }
     }
 
-    fn scope(&self, terms: Terms) -> Arc<dyn Scope> {
-        Arc::new(Scoped::new(Arc::clone(&self.store), self.rt, terms))
+    fn scope(&self, tier: TierOf) -> Arc<dyn Scope> {
+        Arc::new(Scoped::new(Arc::clone(&self.store), tier))
     }
 }
 
@@ -82,25 +75,18 @@ impl Default for Tiers {
 
 impl Scopes for Tiers {
     fn request(&self) -> Arc<dyn Scope> {
-        self.scope(Terms {
-            tier: TierOf::Request,
-            limit: self.config.per_request,
-            max_age: Some(self.config.max_age),
-        })
+        self.scope(TierOf::Request)
     }
 
     fn deploy(&self) -> Arc<dyn Scope> {
-        self.scope(Terms {
-            tier: TierOf::Deploy,
-            limit: u64::MAX,
-            max_age: None,
-        })
+        self.scope(TierOf::Deploy)
     }
 
     fn reserve(&self, bytes: usize) -> Option<Box<dyn Any + Send + Sync>> {
         let bytes = bytes as u64;
-        self.room.reserve(bytes).then(|| {
-            let room = Arc::clone(&self.room);
+        let room = self.store.room();
+        room.reserve(bytes).then(|| {
+            let room = Arc::clone(room);
             Box::new(Reserved { room, bytes }) as Box<dyn Any + Send + Sync>
         })
     }

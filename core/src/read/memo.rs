@@ -28,6 +28,31 @@ struct Open<'f> {
     distrusted: Positions,
 }
 
+/// What the tier has of one key that is read through: the way of a hit, without what a read of many takes along.
+pub(super) fn kept<D: Dataset>(
+    cache: &Cache<D::Source>,
+    key: &D::Key,
+) -> Option<Option<Answer<D>>> {
+    if D::Tier::KIND == TierKind::None {
+        return None;
+    }
+    let accessor = cache.registered::<D>()?;
+    let value = match accessor.only.get() {
+        Some(only) => Some(only.value.clone()),
+        None => {
+            let mut wire = Keys::new();
+            wire.push(cache.prefix(), D::NAME, key).ok()?;
+            match cache.scope_of(accessor)?.get(wire.get(0)) {
+                Recall::Kept(None) => None,
+                Recall::Kept(Some(value)) => Some(D::Tier::recall(value)?),
+                Recall::Unknown(_) | Recall::Distrusted => return None,
+            }
+        }
+    };
+    count_hits(cache, &accessor.counters, 1);
+    Some(value)
+}
+
 impl<'f> Memo<'f> {
     /// Takes from the tier what it has; `None` if that is all that was asked for.
     pub(super) fn recall<D: Dataset>(
@@ -250,8 +275,7 @@ fn keep_only<D: Dataset>(
 }
 
 fn count_hits<S: super::Source>(cache: &Cache<S>, counters: &AccessorCounters, hits: u64) {
-    counters.keys.add(hits);
-    counters.tier_hits.add(hits);
+    counters.count_tier_hits(hits);
     if let Some(tally) = &cache.tally {
         tally.count_tier_hits(hits);
     }

@@ -41,8 +41,16 @@ impl Place {
 
     /// Starts a chat here, whatever the environment says.
     pub(crate) async fn start(&self, args: &[&str]) -> StartResult<Chat> {
+        self.start_in(&[], args).await
+    }
+
+    /// Starts a chat here, in this environment.
+    pub(crate) async fn start_in(&self, vars: &[(&str, &str)], args: &[&str]) -> StartResult<Chat> {
         let options = self.options(args);
-        let config: Config = options.config().expect("a good URL");
+        let config = options
+            .config()
+            .and_then(|config| config.vars(vars.iter().copied()));
+        let config: Config = config.expect("a good configuration");
         let app = App::start(&options, &config).await?;
         let router = http::router(Arc::clone(&app));
         Ok(Chat { app, router })
@@ -148,6 +156,22 @@ impl Answer {
     #[track_caller]
     pub(crate) fn loads(&self) -> u64 {
         self.number("x-larder-loads")
+    }
+
+    /// Keys that the request had already.
+    #[track_caller]
+    pub(crate) fn tier_hits(&self) -> u64 {
+        self.number("x-larder-tier-hits")
+    }
+
+    /// What `/stats` counts for this data set.
+    #[track_caller]
+    pub(crate) fn accessor(&self, name: &str) -> Value {
+        let accessors = self.json["accessors"].as_array().expect("statistics");
+        let found = accessors.iter().find(|accessor| accessor["name"] == name);
+        found
+            .unwrap_or_else(|| panic!("no {name} in {}", self.text))
+            .clone()
     }
 
     pub(crate) fn flush(&self) -> &str {
