@@ -23,8 +23,3 @@ pub use larder_tiers::NoRequest;
 pub use larder_tiers::{Request, Tiers, TiersConfig};
 #[cfg(feature = "tower")]
 pub use larder_tiers::{RequestFuture, RequestLayer, RequestService};
-
-/// The guide's code, compiled and run: its backend passes the suite.
-#[cfg(doctest)]
-#[doc = include_str!("../docs/backend-guide.md")]
-struct BackendGuide;
