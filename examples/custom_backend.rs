@@ -850,11 +850,10 @@ mod tests {
         }
 
         async fn kill(&self, _: usize) {
-            let away = self
-                .outer
-                .path()
-                .join(format!("away-{}", fastrand::u64(..)));
-            std::fs::rename(self.directory(), away).expect("it was there");
+            // Under another name first: so it is gone in one step, whoever has it open.
+            let away = self.outer.path().join("away");
+            std::fs::rename(self.directory(), &away).expect("it was there");
+            std::fs::remove_dir_all(away).expect("nobody finds it there");
         }
 
         async fn restart(&self, _: usize) {
@@ -915,7 +914,7 @@ mod more_tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn write_of_another_process_costs_a_write_its_deadline() {
         let place = Place::new();
-        let store = place.handle(|config| config.timeout = Duration::from_millis(100));
+        let store = place.handle(|config| config.timeout = Duration::from_millis(500));
         store.start().await.unwrap();
         let other = place.raw();
         other.execute_batch("BEGIN IMMEDIATE").unwrap();
