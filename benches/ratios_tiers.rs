@@ -14,15 +14,16 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::task::{Context, Poll, Waker};
 use std::thread;
+use std::time::Duration;
 
 use larder_core::{
-    Cache, Dataset as _, Kept, Key, Keys, Mark, Reader, Recall, Route, Scope, ScopedReader, Scopes,
+    Cache, Dataset as _, Kept, Keys, Reader, Recall, Route, Scope, ScopedReader, Scopes,
     SharedValue,
 };
-use larder_tiers::{Request, Tiers};
+use larder_tiers::{Request, Tiers, TiersConfig};
 use tokio::runtime::Runtime;
 
-use race::Table;
+use race::{RUNS, Table};
 use tiers::data::{self, Greeting, Made, Template, TemplateById, User, UserById};
 
 /// Entries that each subject has.
@@ -43,8 +44,8 @@ fn main() {
     if std::env::args().any(|argument| argument == "memory") {
         return tiers::memory::run(&runtime);
     }
-    let _entered = runtime.enter();
     let subjects = Subjects::new(&runtime);
+    let own = [(); THREADS].map(|()| subjects.another_request(&runtime));
     println!(
         "{KEYS} entries each, keys of {} bytes\n",
         subjects.texts[0].len()
@@ -52,9 +53,9 @@ fn main() {
     let table = Table::new(KEYS);
     table.head();
     subjects.hits(&table);
-    subjects.at_once();
+    subjects.at_once(&own);
     subjects.writes(&table);
-    subjects.requests();
+    subjects.requests(&runtime);
 }
 
 /// Everything that is compared, filled with the same entries.
@@ -75,7 +76,7 @@ struct Subjects {
 
 impl Subjects {
     fn new(runtime: &Runtime) -> Self {
-        let tiers = Tiers::default();
+        let tiers = Tiers::new(roomy()).expect("a legal configuration");
         let cache = runtime.block_on(data::cache(tiers.clone()));
         let request = Request::begin(&cache);
         let mut ids: Vec<u64> = (0..KEYS as u64).map(|n| 1_000_000 + n).collect();
@@ -118,6 +119,14 @@ impl Subjects {
         subjects
     }
 
+    /// One that has read the same users.
+    fn another_request(&self, runtime: &Runtime) -> Request<Made> {
+        let request = Request::begin(&self.cache);
+        let read = larder_core::get_many::<UserById>(&request, &self.ids);
+        runtime.block_on(read).expect("no load fails");
+        request
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<User>>> {
         self.map.lock().expect("nobody panics")
     }
@@ -127,19 +136,19 @@ impl Subjects {
         table.race(
             "request-tier hit / bare moka get",
             "1.3",
-            || self.hit_request(),
+            || self.hit_request(&self.request),
             moka,
         );
         table.race(
             "request-tier hit / quick_cache get",
             "",
-            || self.hit_request(),
+            || self.hit_request(&self.request),
             || self.hit_quick(),
         );
         table.race(
             "request-tier hit / map behind a mutex",
             "",
-            || self.hit_request(),
+            || self.hit_request(&self.request),
             || self.hit_map(),
         );
         table.race(
@@ -177,87 +186,99 @@ impl Subjects {
         );
     }
 
-    /// The same with several threads at once, on the same entries.
-    fn at_once(&self) {
+    /// The same with several threads at once: all in one request, or each in its own.
+    fn at_once(&self, own: &[Request<Made>; THREADS]) {
         const TURNS: usize = 20;
-        let on_all = |read: &(dyn Fn() + Sync)| {
+        let on_all = |read: &(dyn Fn(usize) + Sync)| {
             thread::scope(|scope| {
-                for _ in 0..THREADS {
-                    scope.spawn(|| (0..TURNS).for_each(|_| read()));
+                for thread in 0..THREADS {
+                    scope.spawn(move || (0..TURNS).for_each(|_| read(thread)));
                 }
             });
         };
         let table = Table::new(TURNS * KEYS);
+        let moka = || on_all(&|_| self.hit_moka());
         table.race(
-            "request-tier hit / bare moka get, two threads at once",
+            "two threads, a request each: hit / bare moka get",
             "",
-            || on_all(&|| self.hit_request()),
-            || on_all(&|| self.hit_moka()),
+            || on_all(&|thread| self.hit_request(&own[thread])),
+            moka,
         );
         table.race(
-            "deploy-tier hit / bare moka get, two threads at once",
+            "two threads, one request: hit / bare moka get",
             "",
-            || on_all(&|| self.hit_deploy()),
-            || on_all(&|| self.hit_moka()),
+            || on_all(&|_| self.hit_request(&self.request)),
+            moka,
+        );
+        table.race(
+            "two threads, deploy tier: hit / bare moka get",
+            "",
+            || on_all(&|_| self.hit_deploy()),
+            moka,
+        );
+        table.race(
+            "two threads, one request: hit / map behind a mutex",
+            "",
+            || on_all(&|_| self.hit_request(&self.request)),
+            || on_all(&|_| self.hit_map()),
         );
     }
 
     fn writes(&self, table: &Table) {
-        let scope = self.tiers.request();
-        let marks: Vec<Mark> = self.keys.iter().map(|key| mark(&*scope, key)).collect();
         table.race(
-            "put into a request / bare moka insert",
+            "ask and put / moka get and insert",
             "",
-            || {
-                for ((key, user), mark) in self.keys.iter().zip(&self.users).zip(&marks) {
-                    put(&*scope, key, *mark, user);
-                }
-            },
-            || {
-                for (text, user) in self.texts.iter().zip(&self.users) {
-                    self.moka.insert(text.clone(), Arc::clone(user));
-                }
-            },
+            || self.filled(KEYS),
+            || self.filled_moka(KEYS),
         );
         let one_by_one: Vec<Keys> = (0..KEYS).map(|n| self.keys.select([n])).collect();
+        let filled = (0..RUNS).map(|_| (self.filled(KEYS), self.filled_moka(KEYS)));
+        let (mut ours, mut beside): (Vec<_>, Vec<_>) = filled.unzip();
         table.race(
-            "ask, put and forget / bare moka get, insert, invalidate",
+            "forget / moka invalidate",
             "",
             || {
-                for (keys, user) in one_by_one.iter().zip(&self.users) {
-                    scope.forget(keys);
-                    let key = keys.get(0);
-                    put(&*scope, key, mark(&*scope, key), user);
-                }
+                let scope = ours.pop().expect("one for each run");
+                one_by_one.iter().for_each(|key| scope.forget(key));
+                scope
             },
             || {
-                for (text, user) in self.texts.iter().zip(&self.users) {
-                    self.moka.invalidate(text);
-                    black_box(self.moka.get(text));
-                    self.moka.insert(text.clone(), Arc::clone(user));
-                }
+                let moka = beside.pop().expect("one for each run");
+                self.texts.iter().for_each(|text| moka.invalidate(text));
+                moka
             },
         );
     }
 
     /// Requests from their beginning to their end.
-    fn requests(&self) {
-        let table = Table::new(100);
+    fn requests(&self, runtime: &Runtime) {
+        let table = Table::new(KEYS);
         table.alone("request that is never used", "50 ns", || {
-            for _ in 0..100 {
+            for _ in 0..KEYS {
                 drop(black_box(Request::begin(&self.cache)));
             }
         });
         let table = Table::new(1);
+        let mut filled: Vec<_> = (0..RUNS).map(|_| self.filled(OWN)).collect();
+        table.alone("end of a request with 200 entries, in all", "", || {
+            drop(filled.pop().expect("one for each run"));
+        });
+        let mut filled: Vec<_> = (0..RUNS).map(|_| self.filled(OWN)).collect();
+        let entered = runtime.enter();
+        table.alone(
+            "end of a request with 200 entries, for who ends it",
+            "",
+            || {
+                drop(filled.pop().expect("one for each run"));
+            },
+        );
+        drop(entered);
         table.race(
             "request of 200 puts and 1,000 hits / moka of its own",
             "",
-            || self.request(),
+            || self.whole_request(),
             || {
-                let moka = moka::sync::Cache::new(10_000);
-                for (text, user) in self.own() {
-                    moka.insert(text.clone(), Arc::clone(user));
-                }
+                let moka = self.filled_moka(OWN);
                 for n in 0..HITS {
                     black_box(moka.get(self.texts[n % OWN].as_str()));
                 }
@@ -266,37 +287,46 @@ impl Subjects {
         table.race(
             "request of 200 puts and 1,000 hits / map of its own",
             "",
-            || self.request(),
+            || self.whole_request(),
             || {
                 let map = Mutex::new(HashMap::new());
-                for (text, user) in self.own() {
-                    map.lock()
-                        .expect("nobody panics")
-                        .insert(text.clone(), Arc::clone(user));
+                let lock = || map.lock().expect("nobody panics");
+                for (text, user) in self.texts.iter().zip(&self.users).take(OWN) {
+                    lock().insert(text.clone(), Arc::clone(user));
                 }
                 for n in 0..HITS {
-                    black_box(
-                        map.lock()
-                            .expect("nobody panics")
-                            .get(&self.texts[n % OWN])
-                            .map(Arc::clone),
-                    );
+                    black_box(lock().get(&self.texts[n % OWN]).map(Arc::clone));
                 }
             },
         );
     }
 
-    fn own(&self) -> impl Iterator<Item = (&String, &Arc<User>)> {
-        self.texts.iter().zip(&self.users).take(OWN)
+    /// The scope of a request that has missed and read so many keys.
+    fn filled(&self, count: usize) -> Arc<dyn Scope> {
+        let scope = self.tiers.request();
+        for (key, user) in self.keys.iter().zip(&self.users).take(count) {
+            let mark = match scope.get(key) {
+                Recall::Unknown(mark) => mark,
+                recall => panic!("{key:?} is new: {recall:?}"),
+            };
+            let shared: SharedValue = Arc::<User>::clone(user);
+            assert_eq!(scope.put(key, mark, Some(shared), BYTES), Kept::Kept);
+        }
+        scope
     }
 
-    /// A request that reads 200 users and mentions each five times.
-    fn request(&self) {
-        let scope = self.tiers.request();
-        for (key, user) in self.keys.iter().zip(&self.users).take(OWN) {
-            put(&*scope, key, mark(&*scope, key), user);
+    fn filled_moka(&self, count: usize) -> moka::sync::Cache<String, Arc<User>> {
+        let moka = moka::sync::Cache::new(10_000);
+        for (text, user) in self.texts.iter().zip(&self.users).take(count) {
+            black_box(moka.get(text.as_str()));
+            moka.insert(text.clone(), Arc::clone(user));
         }
-        let visit = Visit(self.cache.within(scope));
+        moka
+    }
+
+    /// A request that reads 200 users and mentions each five times; its entries are gone when it returns.
+    fn whole_request(&self) {
+        let visit = Visit(self.cache.within(self.filled(OWN)));
         now(async {
             for n in 0..HITS {
                 let read = larder_core::get::<UserById>(&visit, &self.ids[n % OWN]);
@@ -305,10 +335,10 @@ impl Subjects {
         });
     }
 
-    fn hit_request(&self) {
+    fn hit_request(&self, request: &Request<Made>) {
         now(async {
             for id in &self.ids {
-                black_box(larder_core::get::<UserById>(&self.request, id).await).expect("no load");
+                black_box(larder_core::get::<UserById>(request, id).await).expect("no load");
             }
         });
     }
@@ -341,18 +371,13 @@ impl Subjects {
     }
 }
 
-/// What a scope answers for a key that it hasn't.
-fn mark(scope: &dyn Scope, key: Key<'_>) -> Mark {
-    match scope.get(key) {
-        Recall::Unknown(mark) => mark,
-        kept => panic!("{key:?} is there: {kept:?}"),
+/// Tiers from which nothing goes before its time, while the others may keep what they like.
+fn roomy() -> TiersConfig {
+    TiersConfig {
+        budget: 1 << 30,
+        per_request: 1 << 30,
+        max_age: Duration::from_secs(3600),
     }
-}
-
-fn put(scope: &dyn Scope, key: Key<'_>, mark: Mark, user: &Arc<User>) {
-    let shared: SharedValue = Arc::<User>::clone(user);
-    let kept = scope.put(key, mark, Some(shared), BYTES);
-    assert_eq!(kept, Kept::Kept);
 }
 
 /// A reader whose scope is made by hand.

@@ -128,13 +128,12 @@ fn keys_of_memcached_are_shown() {
 
 #[test]
 fn keys_of_memory_are_shown() {
-    // The tiers' keys stand in the same table, and aren't its own.
     check::<MemoryConfig>("development");
 }
 
 #[test]
 fn keys_of_the_tiers_are_shown() {
-    check_keys::<TiersConfig>("development", "tiers_", |settings| {
+    check_keys::<TiersConfig>("cache", "tiers_", |settings| {
         settings.section("tiers").unwrap()
     });
 }

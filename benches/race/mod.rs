@@ -9,6 +9,9 @@ const ROUNDS: usize = 101;
 /// Rounds before these.
 const WARMING: usize = 3;
 
+/// How often each subject of a line runs.
+pub(crate) const RUNS: usize = ROUNDS + WARMING;
+
 /// A table whose subjects do a thing so many times a round.
 pub(crate) struct Table {
     times: usize,
@@ -27,15 +30,17 @@ impl Table {
     }
 
     /// Runs the two in turn, and prints the median times of a thing and the median of the rounds' ratios.
-    pub(crate) fn race(
+    ///
+    /// What they answer is dropped when the time has been taken.
+    pub(crate) fn race<A, B>(
         &self,
         what: &str,
         target: &str,
-        mut ours: impl FnMut(),
-        mut beside: impl FnMut(),
+        mut ours: impl FnMut() -> A,
+        mut beside: impl FnMut() -> B,
     ) {
         let (mut our_times, mut their_times, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
-        for round in 0..ROUNDS + WARMING {
+        for round in 0..RUNS {
             // Who begins changes.
             let (ours, beside) = if round % 2 == 0 {
                 let ours = self.timed(&mut ours);
@@ -59,17 +64,19 @@ impl Table {
     }
 
     /// Runs this alone, and prints the median time of a thing.
-    pub(crate) fn alone(&self, what: &str, target: &str, mut run: impl FnMut()) {
-        let times = (0..ROUNDS + WARMING).map(|_| self.timed(&mut run));
+    pub(crate) fn alone<A>(&self, what: &str, target: &str, mut run: impl FnMut() -> A) {
+        let times = (0..RUNS).map(|_| self.timed(&mut run));
         let time = median(times.skip(WARMING).collect());
         println!("{what:58} {time:>7.0} ns {:>18}  {target}", "");
     }
 
     /// Nanoseconds a thing.
-    fn timed(&self, run: &mut impl FnMut()) -> f64 {
+    fn timed<A>(&self, run: &mut impl FnMut() -> A) -> f64 {
         let start = Instant::now();
-        run();
-        start.elapsed().as_secs_f64() * 1e9 / self.times as f64
+        let answer = run();
+        let took = start.elapsed();
+        drop(answer);
+        took.as_secs_f64() * 1e9 / self.times as f64
     }
 }
 

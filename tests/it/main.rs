@@ -4,3 +4,4 @@ mod guide;
 mod memcached;
 mod read;
 mod service;
+mod tiers;

@@ -7,8 +7,39 @@ use larder_core::{Cache, Reader, Route, ScopedReader, Source, Tally};
 
 /// A reader for one request, or for one job: what it reads of data sets of the request tier is kept until it ends.
 ///
-/// Made by a [`RequestLayer`](crate::RequestLayer) for each request, or by [`begin`](Self::begin) in a job or a test. It
-/// is a handle: clone it and pass the clone into `tokio::spawn`. It ends when it is told so, or with its last clone.
+/// A `RequestLayer` makes one for each HTTP request; a job or a test [begins](Self::begin) its own. It is a handle: clone
+/// it and pass the clone into `tokio::spawn`. It ends when it is told so, or with its last clone.
+///
+/// ```
+/// # use std::{convert::Infallible, sync::Arc, time::Duration};
+/// # use larder_core::{Cache, Dataset, Lifetime, Plain, RequestTier, Rt, Rows, Source};
+/// # #[derive(Clone)] struct Db;
+/// # impl Source for Db { type Conn = (); type Guard = Box<()>; type Error = Infallible; async fn acquire(&self) -> Result<Box<()>, Infallible> { Ok(Box::new(())) } }
+/// # enum DisplayNames {}
+/// # impl Dataset for DisplayNames {
+/// #     const NAME: &'static str = "display_name"; const LIFETIME: Lifetime = Lifetime::Ttl(Duration::from_secs(60));
+/// #     type Source = Db; type Key = u64; type Value = String; type Form = Plain; type Tier = RequestTier; type Error = Infallible;
+/// #     async fn load(_: &mut (), ids: Vec<u64>) -> Result<Rows<Self>, Infallible> { Ok(ids.into_iter().map(|id| (id, format!("user {id}"))).collect()) }
+/// # }
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let memory = larder_backends::Memory::new(Default::default(), Rt::new())?;
+/// use larder_tiers::{Request, Tiers};
+///
+/// let cache = Cache::builder(Db)
+/// #   .backend(Arc::new(memory))
+///     .tiers(Tiers::default())
+///     // …
+///     .build()
+///     .await?;
+/// let request = Request::begin(&cache);
+/// let name = larder_core::get::<DisplayNames>(&request, &7).await?;
+///
+/// let clone = request.clone();
+/// let task = tokio::spawn(async move { larder_core::get::<DisplayNames>(&clone, &7).await });
+/// let same = task.await??;
+/// assert!(Arc::ptr_eq(&name.unwrap(), &same.unwrap())); // one value for all of the request
+/// # Ok(()) }
+/// ```
 pub struct Request<S: Source> {
     cache: Cache<S>,
 }

@@ -1,9 +1,12 @@
 //! Who may take how many bytes of the budget.
 //!
-//! In eighths of it: values that caches keep in their handles have at most one, entries the other seven. Values of
-//! requests are let in as long as six are free, and never make a value of the deploy tier give way, unless requests
-//! together have less than two: then the oldest entries go, whosesoever they are. A value of the deploy tier may always
-//! come in, since it is expensive to build and stays useful, and the oldest entries give way to it.
+//! In eighths of it: values that caches keep in their handles have at most one, entries the other seven. A request's
+//! value is let in while entries take no more than six, so that requests make nothing give way; but two eighths are
+//! theirs whatever else there is, and for these the least recently used entries go, of either tier. A value of the deploy
+//! tier may take up to five, and the least recently used give way to it: it is expensive to build, and stays useful.
+//!
+//! Entries are beyond their seven eighths only by what is being put at this moment: whoever puts more has others give way
+//! before it returns, or takes its own out again.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -21,6 +24,8 @@ pub(crate) enum TierOf {
 pub(crate) struct Room {
     budget: u64,
     /// Bytes of all entries, and of those that are about to go in.
+    admitted: AtomicU64,
+    /// Bytes of the entries that are in.
     held: AtomicU64,
     /// Bytes of values that caches keep in their handles, and how many there are.
     reserved: AtomicU64,
@@ -42,6 +47,7 @@ impl Room {
     pub(crate) fn new(budget: u64) -> Self {
         Self {
             budget,
+            admitted: AtomicU64::new(0),
             held: AtomicU64::new(0),
             reserved: AtomicU64::new(0),
             reservations: AtomicU64::new(0),
@@ -76,16 +82,15 @@ impl Room {
             _ => u64::MAX,
         };
         let taken = self
-            .held
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |held| {
-                let held = held + bytes;
-                (held <= most).then_some(held)
+            .admitted
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |admitted| {
+                let admitted = admitted + bytes;
+                (admitted <= most).then_some(admitted)
             });
         if taken.is_err() {
             count.bytes.fetch_sub(bytes, Ordering::Relaxed);
             return None;
         }
-        count.entries.fetch_add(1, Ordering::Relaxed);
         Some(Permit {
             room: self,
             tier,
@@ -95,10 +100,15 @@ impl Room {
 
     /// Gives back what an entry had.
     pub(crate) fn release(&self, tier: TierOf, weight: u32) {
-        let (bytes, count) = (u64::from(weight), self.count(tier));
-        self.held.fetch_sub(bytes, Ordering::Relaxed);
-        count.bytes.fetch_sub(bytes, Ordering::Relaxed);
-        count.entries.fetch_sub(1, Ordering::Relaxed);
+        self.held.fetch_sub(u64::from(weight), Ordering::Relaxed);
+        self.count(tier).entries.fetch_sub(1, Ordering::Relaxed);
+        self.dismiss(tier, weight);
+    }
+
+    fn dismiss(&self, tier: TierOf, weight: u32) {
+        let bytes = u64::from(weight);
+        self.admitted.fetch_sub(bytes, Ordering::Relaxed);
+        self.count(tier).bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     pub(crate) fn count_refused(&self, tier: TierOf) {
@@ -167,12 +177,16 @@ pub(crate) struct Permit<'a> {
 impl Permit<'_> {
     /// The entry has it from now on, and what removes the entry releases it.
     pub(crate) fn hand_over(self) {
+        let weight = u64::from(self.weight);
+        self.room.held.fetch_add(weight, Ordering::Relaxed);
+        let count = self.room.count(self.tier);
+        count.entries.fetch_add(1, Ordering::Relaxed);
         std::mem::forget(self);
     }
 }
 
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
-        self.room.release(self.tier, self.weight);
+        self.room.dismiss(self.tier, self.weight);
     }
 }

@@ -6,7 +6,6 @@
 //! the lock is held.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
 use foldhash::fast::RandomState;
@@ -16,9 +15,6 @@ use larder_core::{Kept, Key, Keys, Mark, Recall, Scope, SharedValue};
 use crate::drops::Drops;
 use crate::room::TierOf;
 use crate::store::{Name, NameOf, Slot, Store};
-
-/// Numbers of scopes, for their keys in the store.
-static NUMBERS: AtomicU64 = AtomicU64::new(1);
 
 pub(crate) struct Scoped {
     store: Arc<Store>,
@@ -41,6 +37,8 @@ struct Book {
     bytes: u64,
     /// How many names there are when those without a value are thrown out.
     prune_at: usize,
+    /// How many more values find it full before they are thrown out as well.
+    refusals_left: usize,
     /// `None` until the first drop.
     drops: Option<Box<Drops>>,
 }
@@ -89,21 +87,17 @@ impl Scoped {
 
     /// Writes into the book that this slot has the key's value, if it may.
     fn enter(&self, key: Key<'_>, mark: Mark, slot: &Arc<Slot>) -> Result<(u64, Name), Kept> {
+        // Declared first, so that it is freed after the lock.
+        let earlier: Option<Arc<Slot>>;
         let mut state = self.write();
-        let book = state.book().ok_or(Kept::TooLate)?;
+        let book = state.book(&self.store).ok_or(Kept::TooLate)?;
         if book.is_too_late(mark, key) {
             return Err(Kept::TooLate);
         }
-        if book.names.len() >= book.prune_at || book.bytes + slot.weight() > self.limit() {
-            book.prune();
-        }
+        book.prune_for(slot.weight(), self.limit());
         let before = book.names.get_full(&NameOf(key));
-        if let Some((_, _, named)) = before
-            && named
-                .slot
-                .upgrade()
-                .is_some_and(|slot| self.is_fresh(&slot))
-        {
+        earlier = before.and_then(|(_, _, named)| named.slot.upgrade());
+        if earlier.as_ref().is_some_and(|slot| self.is_fresh(slot)) {
             // Of two that were read at once either is right, and the first is what others may have seen.
             return Err(Kept::Kept);
         }
@@ -148,7 +142,9 @@ impl Scoped {
     fn drop_keys(&self, keys: &Keys, distrust: bool) {
         let mut left = {
             let mut state = self.write();
-            let Some(book) = state.book() else { return };
+            let Some(book) = state.book(&self.store) else {
+                return;
+            };
             let drops = book.drops.get_or_insert_default();
             drops.begin();
             for key in keys.iter() {
@@ -172,17 +168,20 @@ impl Scoped {
 
 impl Scope for Scoped {
     fn get(&self, key: Key<'_>) -> Recall {
+        // Declared first, so that it is freed after the lock.
+        let slot: Option<Arc<Slot>>;
         let state = self.read();
         let State::Open(book) = &*state else {
             return Recall::Unknown(Mark(0));
         };
-        if let Some(named) = book.names.get(&NameOf(key))
-            && let Some(slot) = named.slot.upgrade()
-            && self.is_fresh(&slot)
+        let named = book.names.get(&NameOf(key));
+        slot = named.and_then(|named| named.slot.upgrade());
+        if let Some(slot) = &slot
+            && self.is_fresh(slot)
         {
             let number = book.number;
             drop(state);
-            self.store.touch(number, key, &slot);
+            self.store.touch(number, key, slot);
             return Recall::Kept(slot.value.clone());
         }
         match &book.drops {
@@ -248,13 +247,14 @@ impl Drop for Scoped {
 
 impl State {
     /// The book, begun if it must be; `None` if the scope has ended.
-    fn book(&mut self) -> Option<&mut Book> {
+    fn book(&mut self, store: &Store) -> Option<&mut Book> {
         if let Self::Unused = self {
             *self = Self::Open(Box::new(Book {
-                number: NUMBERS.fetch_add(1, Ordering::Relaxed),
+                number: store.number(),
                 names: IndexMap::default(),
                 bytes: 0,
                 prune_at: PRUNE,
+                refusals_left: 0,
                 drops: None,
             }));
         }
@@ -275,16 +275,23 @@ impl Book {
             .is_some_and(|drops| drops.since(mark, key) || drops.is_distrusted(key))
     }
 
-    /// Throws out the names whose values were taken away.
-    fn prune(&mut self) {
-        self.names.retain(|_, named| {
-            let stays = named.slot.strong_count() > 0;
-            if !stays {
-                self.bytes -= named.weight;
-            }
-            stays
-        });
-        self.prune_at = PRUNE.max(self.names.len() * 2);
+    /// Throws out the names whose values were taken away, if there may be many of them, or if this weight would be too
+    /// much; not each time, since it looks at every name.
+    fn prune_for(&mut self, weight: u64, limit: u64) {
+        let full = self.bytes + weight > limit;
+        if full && self.refusals_left > 0 {
+            self.refusals_left -= 1;
+        } else if full || self.names.len() >= self.prune_at {
+            self.names.retain(|_, named| {
+                let stays = named.slot.strong_count() > 0;
+                if !stays {
+                    self.bytes -= named.weight;
+                }
+                stays
+            });
+            self.prune_at = PRUNE.max(self.names.len() * 2);
+            self.refusals_left = self.names.len() / 16;
+        }
     }
 }
 
@@ -344,5 +351,35 @@ impl Left {
 impl Drop for Left {
     fn drop(&mut self) {
         while self.remove_some() {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use larder_core::{Keys, Rt};
+
+    use super::*;
+    use crate::TiersConfig;
+
+    /// Keys of the deploy tier may come from outside, without end.
+    #[test]
+    fn names_without_values_are_thrown_out() {
+        let config = TiersConfig {
+            budget: 64 << 10,
+            ..TiersConfig::default()
+        };
+        let scope = Scoped::new(Arc::new(Store::new(config, Rt::new())), TierOf::Deploy);
+        for number in 0..10_000 {
+            let key = Keys::one(&format!("source_map:{number}")).unwrap();
+            let kept = scope.put(key.get(0), Mark(0), Some(Arc::new(number)), 100);
+            assert_eq!(kept, Kept::Kept);
+        }
+        let state = scope.read();
+        let State::Open(book) = &*state else {
+            panic!("it keeps something")
+        };
+        assert!(book.names.len() <= PRUNE, "{}", book.names.len());
+        let weights: u64 = book.names.values().map(|named| named.weight).sum();
+        assert_eq!(book.bytes, weights);
     }
 }

@@ -187,6 +187,8 @@ async fn the_names_and_labels_are_the_documented_ones() {
     cache.flush::<Row>([1]).await.unwrap_err();
     tally.settled().await;
     // What a request keeps, what it has no room for, what comes too late, and what it distrusts.
+    let in_flight = Request::begin(&cache);
+    get::<Name>(&in_flight, &1).await.unwrap();
     let request = Request::begin(&cache);
     for _ in 0..2 {
         get_many::<Name>(&request, [1, 2]).await.unwrap();
@@ -214,7 +216,7 @@ async fn the_names_and_labels_are_the_documented_ones() {
         assert_eq!(row.kind, emitted.kind, "{key}");
         for label in key.labels() {
             assert!(row.labels.contains(label.key()), "{key}: {row:?}");
-            if ["outcome", "reason", "direction"].contains(&label.key()) {
+            if ["outcome", "reason", "direction", "tier"].contains(&label.key()) {
                 let value = format!("`{}`", label.value());
                 assert!(row.meaning.contains(&value), "{key}: {row:?}");
             }
@@ -236,4 +238,9 @@ async fn the_names_and_labels_are_the_documented_ones() {
     for name in ["larder_trips_total", "larder_stored_entries"] {
         assert!(servers.contains(name), "{servers:?}");
     }
+    let tiers = kept.counting("tier");
+    for name in ["larder_tier_entries", "larder_tier_bytes"] {
+        assert!(tiers.contains(name), "{tiers:?}");
+    }
+    drop(in_flight);
 }

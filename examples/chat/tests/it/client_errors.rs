@@ -139,13 +139,8 @@ async fn a_warm_chat_has_parsed_the_map_before_anybody_reports() {
     let place = Place::new();
     let options: Vec<&str> = SMALL.into_iter().chain(["--warm"]).collect();
     let chat = place.start(&options).await.unwrap();
-    let warmed = async {
-        while chat.get("/stats").await.expect(200)["tiers"]["deploy"]["entries"] != 1 {
-            tokio::task::yield_now().await;
-        }
-    };
-    let warmed = tokio::time::timeout(std::time::Duration::from_secs(20), warmed).await;
-    assert!(warmed.is_ok(), "nobody parses the map");
+    chat.settled(|stats| stats["tiers"]["deploy"]["entries"] == 1)
+        .await;
     let stack = format!("at go (http://127.0.0.1:8080/{SCRIPT_NAME}:1:1)");
     report(&chat, &stack).await.expect(200);
     let map = chat.get("/stats").await.accessor("script_map");

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
@@ -92,9 +93,20 @@ impl Chat {
         }
     }
 
+    /// Waits until `/stats` says this, which happens in the background.
+    pub(crate) async fn settled(&self, is_so: impl Fn(&Value) -> bool + Sync) {
+        let settled = async {
+            while !is_so(&self.get("/stats").await.expect(200)) {
+                tokio::task::yield_now().await;
+            }
+        };
+        let settled = tokio::time::timeout(Duration::from_secs(20), settled).await;
+        assert!(settled.is_ok(), "the statistics never say so");
+    }
+
     /// Stops it, so that another can start at its place.
     pub(crate) async fn stop(self) {
-        self.app.close(std::time::Duration::from_secs(5)).await;
+        self.app.close(Duration::from_secs(5)).await;
     }
 }
 
