@@ -10,12 +10,12 @@ pub use larder_backends::{Memory, MemoryConfig};
 pub use larder_core::conformance;
 pub use larder_core::{
     AccessorStats, Answer, Backend, BackendExt, BackendStats, Batch, BoxError, Cache, CacheBuilder,
-    CacheStats, Changing, Codec, Compression, Config, Dataset, DeployImmutable, DeployTier,
-    Dictionary, Direct, Error, ErrorKind, FlushError, Form, Generations, Immutable, KeyPart,
-    KeyWriter, Keys, Latency, Lifetime, LoadError, Missing, NoTier, Plain, Pool, Prefix, Reach,
-    Reader, ReaderOf, RequestTier, Result, Route, Rows, Rt, ScopedReader, ServerCheck, ServerStats,
-    Source, Tally, Tier, TierStats, TiersStats, Unstored, Weigh, contract, entry, get, get_many,
-    prime, refresh, uncached, warm,
+    CacheStats, CallStats, Changing, Codec, Compression, Config, Dataset, DeployImmutable,
+    DeployTier, Dictionary, Direct, Error, ErrorKind, FlushError, Form, Generations, Immutable,
+    KeyPart, KeyWriter, Keys, Latency, Lifetime, LoadError, Missing, NoTier, Observed, Plain, Pool,
+    Prefix, Reach, Reader, ReaderOf, RequestTier, Result, Route, Rows, Rt, ScopedReader,
+    ServerCheck, ServerStats, Source, Tally, Tier, TierStats, TiersStats, Unstored, Weigh,
+    contract, entry, get, get_many, prime, refresh, uncached, warm,
 };
 #[cfg(feature = "axum")]
 pub use larder_tiers::NoRequest;
@@ -23,8 +23,3 @@ pub use larder_tiers::NoRequest;
 pub use larder_tiers::{Request, Tiers, TiersConfig};
 #[cfg(feature = "tower")]
 pub use larder_tiers::{RequestFuture, RequestLayer, RequestService};
-
-/// The guide's code, compiled and run: its backend passes the suite.
-#[cfg(doctest)]
-#[doc = include_str!("../docs/backend-guide.md")]
-struct BackendGuide;

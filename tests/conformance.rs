@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use larder_backends::memcached::BulkForm;
 use larder_backends::{Memcached, MemcachedConfig, Memory, MemoryConfig};
 use larder_core::conformance::{Abilities, Peeked, Subject};
-use larder_core::{Backend, Rt};
+use larder_core::{Backend, Observed, Rt};
 use larder_harness::fake::{Fake, Network};
 use larder_harness::raw::Raw;
 use larder_harness::server::{Listen, MemcachedServer};
@@ -40,6 +40,20 @@ larder_core::conformance! {
 
     #[tokio::test(start_paused = true)]
     memcached_fakes => FakeSubject::start(3);
+
+    #[tokio::test(start_paused = true)]
+    observed_memory => ObservedSubject(MemorySubject::start()), except [
+        store_holds_exactly_what_was_stored,
+        lost_fill_leaves_nothing_in_the_store,
+        lease_from_before_a_kill_is_lost,
+        fill_queued_before_the_reconnect_is_lost,
+        killed_server_is_reported_and_used_again,
+        dead_server_fails_only_its_keys,
+        hung_server_costs_a_call_its_deadline,
+    ];
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    observed_memcached => ObservedSubject(MemcachedSubject::start(Listen::Tcp, 2, BulkForm::Meta));
 }
 
 /// The memory store, under tokio's paused clock.
@@ -207,5 +221,47 @@ impl Subject for FakeSubject {
 
     async fn resume(&self, server: usize) {
         self.0[server].resume();
+    }
+}
+
+/// A store whose handles are measured: what holds for the store holds for these.
+struct ObservedSubject<S>(S);
+
+#[async_trait::async_trait]
+impl<S: Subject> Subject for ObservedSubject<S> {
+    fn can(&self) -> Abilities {
+        self.0.can()
+    }
+
+    async fn backend(&self) -> Arc<dyn Backend> {
+        Arc::new(Observed::new(self.0.backend().await, Rt::new()))
+    }
+
+    async fn advance(&self, duration: Duration) {
+        self.0.advance(duration).await;
+    }
+
+    async fn peek(&self, key: &str) -> Option<Peeked> {
+        self.0.peek(key).await
+    }
+
+    async fn kill(&self, server: usize) {
+        self.0.kill(server).await;
+    }
+
+    async fn restart(&self, server: usize) {
+        self.0.restart(server).await;
+    }
+
+    async fn stop(&self, server: usize) {
+        self.0.stop(server).await;
+    }
+
+    async fn resume(&self, server: usize) {
+        self.0.resume(server).await;
+    }
+
+    fn secrets(&self) -> Vec<String> {
+        self.0.secrets()
     }
 }

@@ -1,15 +1,20 @@
-//! `docs/reference.toml` is true: it is read as it stands, lacks no key, and shows no default.
+//! `docs/reference.toml` is true: it is read as it stands, lacks no key, shows no default as a value, and says of each key
+//! its true default and what one would change it for.
 #![cfg(all(feature = "memory", feature = "memcached"))]
 
 use std::fmt::Debug;
 
 use larder_backends::memcached::MemcachedConfig;
 use larder_backends::{MemoryConfig, Registry};
-use larder_core::{Config, Rt, config};
+use larder_core::{Config, Rt, Settings, config};
+use larder_tiers::TiersConfig;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 const REFERENCE: &str = include_str!("../../docs/reference.toml");
+
+/// Keys of every store, which no struct has.
+const GENERAL: [&str; 4] = ["url", "backend", "prefix", "prefix_file"];
 
 fn table(name: &str) -> Config {
     Config::default()
@@ -17,49 +22,147 @@ fn table(name: &str) -> Config {
         .unwrap()
 }
 
-/// Every key of the struct is in the table, with a value that isn't the default.
-#[track_caller]
-fn check<T: DeserializeOwned + Serialize + Default + Debug>(name: &str) {
-    let written: T = table(name).settings().unwrap().parse().unwrap();
-    let fields = |config: &T| toml::Table::try_from(config).unwrap();
-    let (written, default) = (fields(&written), fields(&T::default()));
-    let document: toml::Table = REFERENCE.parse().unwrap();
-    for key in config::known_keys::<T>() {
-        assert!(
-            document[name].get(key).is_some(),
-            "`{key}` isn't in the table {name}"
-        );
-        assert_ne!(
-            written.get(key),
-            default.get(key),
-            "`{key}` shows its default"
-        );
+/// One key as the file shows it.
+struct Shown {
+    table: &'static str,
+    key: &'static str,
+    comment: String,
+}
+
+impl Shown {
+    /// The default that the comment gives; `None` if it says that there is none.
+    #[track_caller]
+    fn default(&self) -> Option<&str> {
+        let comment = &self.comment;
+        if comment.contains("Unset by default") {
+            return None;
+        }
+        let (_, rest) = comment
+            .split_once("Default `")
+            .unwrap_or_else(|| panic!("{self} gives neither its default nor `Unset by default`"));
+        Some(rest.split_once('`').expect("what is quoted ends").0)
+    }
+
+    /// What the comment says after the sentence with the default.
+    fn advice(&self) -> &str {
+        let marks = ["Default `", "Unset by default"];
+        let default = marks.iter().find_map(|mark| self.comment.split_once(mark));
+        default.map_or("", |(_, rest)| rest)
     }
 }
 
+impl std::fmt::Display for Shown {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "`{}` in [{}]", self.key, self.table)
+    }
+}
+
+/// All keys of the file, each with the comment right above it.
+fn shown() -> Vec<Shown> {
+    let (mut table, mut comment, mut shown) = ("", String::new(), Vec::new());
+    for line in REFERENCE.lines() {
+        if let Some(text) = line.strip_prefix('#') {
+            comment.push_str(text);
+            continue;
+        }
+        if let Some(name) = line
+            .strip_prefix('[')
+            .and_then(|rest| rest.strip_suffix(']'))
+        {
+            table = name;
+        } else if let Some((key, _)) = line.split_once(" = ") {
+            let comment = std::mem::take(&mut comment);
+            shown.push(Shown {
+                table,
+                key,
+                comment,
+            });
+        }
+        comment.clear();
+    }
+    shown
+}
+
+/// Every key of the struct is in the table, at a value that isn't the default, and its comment knows the default.
+#[track_caller]
+fn check_keys<T: DeserializeOwned + Serialize + Default + Debug>(
+    name: &str,
+    section: &str,
+    parse: impl Fn(&Settings) -> T,
+) {
+    let written = parse(&table(name).settings().unwrap());
+    let fields = |config: &T| toml::Table::try_from(config).unwrap();
+    let (written, default) = (fields(&written), fields(&T::default()));
+    let shown = shown();
+    let mut defaults = vec![("backend".to_owned(), "memory".to_owned())];
+    for field in config::known_keys::<T>() {
+        let key = format!("{section}{field}");
+        let entry = shown
+            .iter()
+            .find(|shown| (shown.table, shown.key) == (name, key.as_str()));
+        let entry = entry.unwrap_or_else(|| panic!("`{key}` isn't in the table [{name}]"));
+        // A secret isn't written down by anybody.
+        let is_default = written.get(field) == default.get(field) && !key.ends_with("_env");
+        assert!(!is_default, "{entry} shows its default");
+        let unset = entry.default().is_none();
+        assert_eq!(unset, default.get(field).is_none(), "{entry} has a default");
+        defaults.extend(entry.default().map(|text| (key, text.to_owned())));
+    }
+    let documented = Config::default().args(defaults).unwrap().settings();
+    assert_eq!(
+        fields(&parse(&documented.unwrap())),
+        default,
+        "the defaults as documented, and as they are"
+    );
+}
+
+#[track_caller]
+fn check<T: DeserializeOwned + Serialize + Default + Debug>(name: &str) {
+    check_keys::<T>(name, "", |settings| settings.parse().unwrap());
+}
+
 #[test]
-fn every_key_of_memcached_is_shown() {
+fn keys_of_memcached_are_shown() {
     check::<MemcachedConfig>("cache");
 }
 
 #[test]
-fn every_key_of_memory_is_shown() {
+fn keys_of_memory_are_shown() {
     check::<MemoryConfig>("development");
 }
 
 #[test]
-fn keys_of_every_backend_are_shown() {
-    let document: toml::Table = REFERENCE.parse().unwrap();
-    for key in ["url", "backend", "prefix", "prefix_file"] {
-        let shown = |table: &str| document[table].get(key).is_some();
-        assert!(
-            shown("cache") || shown("development"),
-            "`{key}` isn't shown"
-        );
+fn keys_of_the_tiers_are_shown() {
+    check_keys::<TiersConfig>("cache", "tiers_", |settings| {
+        settings.section("tiers").unwrap()
+    });
+}
+
+#[test]
+fn keys_of_every_store_are_shown() {
+    for key in GENERAL {
+        let mut entries = shown().into_iter().filter(|shown| shown.key == key);
+        let entry = entries
+            .next()
+            .unwrap_or_else(|| panic!("`{key}` isn't shown"));
+        assert_eq!(entry.default(), None, "{entry}");
     }
     let prefix = |name: &str| table(name).settings().unwrap().prefix().unwrap();
     assert_eq!(prefix("cache").prefix.unwrap().as_str(), "git-3f2a91c");
     assert!(prefix("development").file.is_some());
+}
+
+#[test]
+fn every_key_says_what_one_would_change_it_for() {
+    for shown in shown() {
+        let advised = ["Raise it", "Lower it", "Set it", "Change it"];
+        let is_advised = advised.iter().any(|word| shown.advice().contains(word));
+        assert!(
+            is_advised,
+            "{shown} doesn't say what to change it for:{}",
+            shown.comment
+        );
+    }
 }
 
 #[tokio::test]

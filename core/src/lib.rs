@@ -6,6 +6,7 @@
 pub mod conformance;
 pub mod contract;
 pub mod entry;
+mod observed;
 #[cfg(feature = "metrics")]
 mod publish;
 mod read;
@@ -14,6 +15,7 @@ mod stats;
 
 pub use contract::*;
 pub use entry::{Codec, Compression, Dictionary};
+pub use observed::Observed;
 pub use read::*;
 pub use rt::{Instant, Rt, Turn};
 pub use stats::{AccessorStats, CacheStats, Latency, Tally};

@@ -131,6 +131,20 @@ impl Rt {
         tokio::spawn(future)
     }
 
+    /// Does what blocks (files, a library that waits) on a thread where it keeps no task waiting, in the caller's span.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
+    pub fn spawn_blocking<F, T>(&self, work: F) -> JoinHandle<T>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        let span = tracing::Span::current();
+        tokio::task::spawn_blocking(move || span.in_scope(work))
+    }
+
     /// Lets every task that can run have a turn.
     pub async fn yield_now(&self) {
         tokio::task::yield_now().await;

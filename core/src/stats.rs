@@ -11,7 +11,7 @@ use serde::Serialize;
 use tokio::sync::Notify;
 
 use crate::TiersStats;
-use crate::contract::{BackendStats, Lost, Trips};
+use crate::contract::{BackendStats, CallStats, Error, ErrorKind, Lost, Trips};
 use crate::entry::Rejection;
 
 /// A number that only grows.
@@ -28,11 +28,11 @@ impl Counter {
         not(feature = "metrics"),
         expect(unused_variables, reason = "only the facade takes names")
     )]
-    fn new(name: &'static str, labels: &[(&'static str, &'static str)]) -> Self {
+    fn new(name: &'static str, labels: &[(&'static str, &str)]) -> Self {
         Self {
             plain: AtomicU64::new(0),
             #[cfg(feature = "metrics")]
-            facade: metrics::counter!(name, labels),
+            facade: metrics::counter!(name, owned(labels)),
         }
     }
 
@@ -60,6 +60,14 @@ impl Counter {
     }
 }
 
+/// Labels as the facade keeps them.
+#[cfg(feature = "metrics")]
+fn owned(labels: &[(&'static str, &str)]) -> Vec<metrics::Label> {
+    let owned =
+        |(name, value): &(&'static str, &str)| metrics::Label::new(*name, (*value).to_owned());
+    labels.iter().map(owned).collect()
+}
+
 /// Buckets of a histogram: four to a power of two, from 1 ns to 18 minutes.
 const BUCKETS: usize = 160;
 
@@ -77,12 +85,12 @@ impl Histogram {
         not(feature = "metrics"),
         expect(unused_variables, reason = "only the facade takes names")
     )]
-    fn new(name: &'static str, labels: &[(&'static str, &'static str)]) -> Self {
+    fn new(name: &'static str, labels: &[(&'static str, &str)]) -> Self {
         Self {
             buckets: [const { AtomicU64::new(0) }; BUCKETS],
             nanos: AtomicU64::new(0),
             #[cfg(feature = "metrics")]
-            facade: metrics::histogram!(name, labels),
+            facade: metrics::histogram!(name, owned(labels)),
         }
     }
 
@@ -335,6 +343,70 @@ impl AccessorCounters {
             Arc::clone(&self.trips),
             tally.map(|tally| Arc::clone(&tally.trips)),
         )
+    }
+}
+
+/// What an observed backend counts of one kind of call.
+#[derive(Debug)]
+pub(crate) struct CallCounters {
+    command: &'static str,
+    latency: Histogram,
+    timed_out: Counter,
+    unavailable: Counter,
+    refused: Counter,
+    abandoned: Counter,
+}
+
+impl CallCounters {
+    /// Those of this command of a store.
+    pub(crate) fn new(store: &str, command: &'static str) -> Self {
+        let labels = [("store", store), ("command", command)];
+        let failures = |reason| {
+            Counter::new(
+                "larder_request_failures_total",
+                &[labels[0], labels[1], ("reason", reason)],
+            )
+        };
+        Self {
+            command,
+            latency: Histogram::new("larder_request_seconds", &labels),
+            timed_out: failures("timeout"),
+            unavailable: failures("unavailable"),
+            refused: failures("refused"),
+            abandoned: Counter::new("larder_requests_abandoned_total", &labels),
+        }
+    }
+
+    pub(crate) fn command(&self) -> &'static str {
+        self.command
+    }
+
+    pub(crate) fn took(&self, duration: Duration) {
+        self.latency.record(duration);
+    }
+
+    pub(crate) fn failed(&self, error: &Error) {
+        let counter = match error.kind() {
+            ErrorKind::Timeout => &self.timed_out,
+            ErrorKind::Unavailable => &self.unavailable,
+            _ => &self.refused,
+        };
+        counter.add(1);
+    }
+
+    pub(crate) fn abandoned(&self) {
+        self.abandoned.add(1);
+    }
+
+    pub(crate) fn snapshot(&self) -> CallStats {
+        CallStats {
+            command: self.command,
+            latency: self.latency.snapshot(),
+            timed_out: self.timed_out.get(),
+            unavailable: self.unavailable.get(),
+            refused: self.refused.get(),
+            abandoned: self.abandoned.get(),
+        }
     }
 }
 

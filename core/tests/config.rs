@@ -123,6 +123,42 @@ fn later_layer_wins_key_by_key_whatever_the_order_of_calls() {
     );
 }
 
+/// A backend that has no servers.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct DrawerConfig {
+    path: String,
+}
+
+#[test]
+fn path_without_hosts_is_a_socket_or_a_file() {
+    let cupboard = parse(&Config::new("cupboard:///run/a%20b").unwrap()).unwrap();
+    assert_eq!(cupboard.servers, ["unix:/run/a b"]);
+    let settings = Config::new("drawer:///run/a%20b").unwrap().settings();
+    let drawer: DrawerConfig = settings.unwrap().parse().unwrap();
+    assert_eq!(drawer.path, "/run/a b");
+    let settings = Config::new("drawer://h1").unwrap().settings();
+    let error = settings.unwrap().parse::<DrawerConfig>().unwrap_err();
+    assert!(error.to_string().starts_with("unknown key `servers`"));
+}
+
+#[test]
+fn hosts_and_a_socket_take_each_others_place() {
+    #[track_caller]
+    fn check(url: &str, later: (&str, &str), expected: &str) {
+        let config = Config::new(url).unwrap().vars([later]).unwrap();
+        assert_eq!(parse(&config).unwrap().servers, [expected], "{config}");
+    }
+    check("cupboard://h1", ("LARDER_URL", "cupboard:///s"), "unix:/s");
+    check("cupboard:///s", ("LARDER_URL", "cupboard://h1"), "h1");
+    check("cupboard:///s", ("LARDER_SERVERS", "h1"), "h1");
+    check("cupboard:///s", ("LARDER_SHELVES", "2"), "unix:/s");
+    // By name beats the URL of the same layer.
+    let both = "[cache]\nurl = 'cupboard:///s'\nservers = ['h1']";
+    let config = Config::default().toml(both, "a.toml").unwrap();
+    assert_eq!(parse(&config).unwrap().servers, ["h1"]);
+}
+
 #[test]
 fn second_file_wins_over_the_first() {
     let config = Config::new("cupboard://")

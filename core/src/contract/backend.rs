@@ -10,6 +10,7 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use super::{Error, Keys, Lease, Result, Token};
+use crate::stats::Latency;
 
 /// A store of bytes by key, with leases.
 ///
@@ -378,6 +379,28 @@ impl ServerAnswer {
 pub struct BackendStats {
     /// One per server.
     pub servers: Vec<ServerStats>,
+    /// One per kind of call, where an [`Observed`](crate::Observed) measures them.
+    pub calls: Vec<CallStats>,
+}
+
+/// Plain numbers about one kind of call, as an [`Observed`](crate::Observed) measures them.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct CallStats {
+    /// Which: `get`, `fill`, `release`, `delete`, `set`.
+    pub command: &'static str,
+    /// How long calls took, those included whose callers left before the end.
+    ///
+    /// A look-up's time has in it what was done with its answers as they came.
+    pub latency: Latency,
+    /// Keys that had no answer within the deadline.
+    pub timed_out: u64,
+    /// Keys whose server couldn't be reached.
+    pub unavailable: u64,
+    /// Keys that failed for another reason, which trying again wouldn't change.
+    pub refused: u64,
+    /// Calls whose caller left before the end.
+    pub abandoned: u64,
 }
 
 /// Plain numbers about one server.

@@ -9,8 +9,8 @@ mod prefix;
 mod prefix_file;
 
 pub use backend::{
-    Backend, BackendExt, BackendStats, Fill, FillOutcome, Found, GetOptions, Lookup, Lost, Pool,
-    Reach, ServerAnswer, ServerCheck, ServerStats, Set, Trips, WriteOptions,
+    Backend, BackendExt, BackendStats, CallStats, Fill, FillOutcome, Found, GetOptions, Lookup,
+    Lost, Pool, Reach, ServerAnswer, ServerCheck, ServerStats, Set, Trips, WriteOptions,
 };
 pub use config::{Config, PrefixSettings, Settings};
 pub use error::{Error, ErrorKind, Result};

@@ -88,6 +88,7 @@ impl<S: Source> Cache<S> {
         CacheBuilder {
             source,
             open: None,
+            wrap: Vec::new(),
             prefix: None,
             rt: Rt::new(),
             load_queue: LOAD_QUEUE,
@@ -323,6 +324,9 @@ type Warm<S> = Box<dyn FnOnce(&Cache<S>) + Send>;
 /// Opens the backend, when the cache is built.
 type Open = Box<dyn FnOnce(Rt) -> Result<(Arc<dyn Backend>, PrefixSettings)> + Send>;
 
+/// Puts something around the backend.
+type Wrap = Box<dyn FnOnce(Arc<dyn Backend>, Rt) -> Arc<dyn Backend> + Send>;
+
 /// Builds a [`Cache`].
 ///
 /// ```
@@ -342,6 +346,7 @@ type Open = Box<dyn FnOnce(Rt) -> Result<(Arc<dyn Backend>, PrefixSettings)> + S
 pub struct CacheBuilder<S: Source> {
     source: S,
     open: Option<Open>,
+    wrap: Vec<Wrap>,
     prefix: Option<Prefix>,
     rt: Rt,
     load_queue: Duration,
@@ -373,6 +378,17 @@ impl<S: Source> CacheBuilder<S> {
         F: FnOnce(Rt) -> Result<(Arc<dyn Backend>, PrefixSettings)> + Send + 'static,
     {
         self.open = Some(Box::new(open));
+        self
+    }
+
+    /// Puts this around the backend, whatever opens that: [`Observed::new`](crate::Observed::new), or a wrapper of the
+    /// program's own. Of several the last is the outermost.
+    pub fn wrap<B: Backend>(
+        mut self,
+        wrapper: impl FnOnce(Arc<dyn Backend>, Rt) -> B + Send + 'static,
+    ) -> Self {
+        self.wrap
+            .push(Box::new(|backend, rt| Arc::new(wrapper(backend, rt))));
         self
     }
 
@@ -461,7 +477,10 @@ impl<S: Source> CacheBuilder<S> {
                 "the cache has no backend; give it one by CacheBuilder::backend, or a configuration",
             ));
         };
-        let (backend, configured) = open(self.rt)?;
+        let (mut backend, configured) = open(self.rt)?;
+        for wrap in self.wrap {
+            backend = wrap(backend, self.rt);
+        }
         backend.start().await?;
         let prefix = match self.prefix {
             Some(prefix) => prefix,

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use larder_core::{
-    BackendExt as _, Cache, Dataset, Lifetime, Plain, RequestTier, Set, get, get_many,
+    BackendExt as _, Cache, Dataset, GetOptions, Lifetime, Observed, Plain, RequestTier, Set, get,
+    get_many,
 };
 use larder_tiers::{Request, Tiers, TiersConfig};
 use metrics::{
@@ -142,6 +143,7 @@ async fn the_names_and_labels_are_the_documented_ones() {
     let cache = Cache::builder(shelf.clone())
         .backend(Arc::clone(&gate) as _)
         .rt(clock())
+        .wrap(Observed::new)
         .tiers(Tiers::new(small).unwrap())
         .build()
         .await
@@ -197,6 +199,12 @@ async fn the_names_and_labels_are_the_documented_ones() {
     request.end();
     get::<Name>(&request, &1).await.unwrap();
     tally.settled().await;
+    // A caller that leaves.
+    gate.answered_gets().close();
+    let options = GetOptions::look();
+    let left = cache.backend().get("k", &options);
+    let left = tokio::time::timeout(Duration::from_millis(1), left).await;
+    left.unwrap_err();
     // Numbers of servers are copied every five seconds.
     tokio::time::sleep(Duration::from_secs(6)).await;
 
@@ -214,15 +222,18 @@ async fn the_names_and_labels_are_the_documented_ones() {
             }
         }
     }
-    let mut expected: BTreeSet<String> = documented
-        .iter()
-        .filter(|(_, row)| row.labels.contains("accessor"))
-        .map(|(name, _)| name.clone())
-        .collect();
+    let of = |label: &str| -> BTreeSet<String> {
+        let rows = documented.iter();
+        rows.filter(|(_, row)| row.labels.contains(label))
+            .map(|(name, _)| name.clone())
+            .collect()
+    };
+    let mut expected = of("accessor");
     // These take clocks that are wrong, and processes that hang.
     expected.remove("larder_entries_from_future_total");
     expected.remove("larder_taken_over_total");
     assert_eq!(kept.counting("accessor"), expected);
+    assert_eq!(kept.counting("command"), of("command"));
     let servers = kept.counting("server");
     for name in ["larder_trips_total", "larder_stored_entries"] {
         assert!(servers.contains(name), "{servers:?}");

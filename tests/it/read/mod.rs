@@ -9,6 +9,7 @@ mod limits;
 #[cfg(feature = "metrics")]
 mod metrics;
 mod observed;
+mod requests;
 mod shapes;
 pub(crate) mod shelf;
 mod stopping;

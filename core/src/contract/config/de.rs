@@ -207,7 +207,7 @@ impl<'de> Written<'de> {
 impl<'de> From<&'de Value> for Written<'de> {
     fn from(value: &'de Value) -> Self {
         match value {
-            Value::Text(text) => Self::Text(text),
+            Value::Text(text) | Value::Place(text) => Self::Text(text),
             Value::List(items) => Self::List(items),
         }
     }

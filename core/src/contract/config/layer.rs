@@ -41,12 +41,15 @@ impl fmt::Display for Origin {
 pub(super) enum Value {
     Text(String),
     List(Vec<String>),
+    /// The path of a URL without hosts, which is the key `path`: a file, or the one socket among the `servers` of a
+    /// backend that has those.
+    Place(String),
 }
 
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Text(text) => f.write_str(text),
+            Self::Text(text) | Self::Place(text) => f.write_str(text),
             Self::List(items) => f.write_str(&items.join(",")),
         }
     }
@@ -140,7 +143,7 @@ impl Layer {
             layer.name_backend(setting)?;
         }
         // After the URL's: a key that is given by name is meant more than one inside a URL.
-        layer.values.extend(named);
+        lay_over(&mut layer.values, named);
         Ok(layer)
     }
 
@@ -172,6 +175,24 @@ impl Layer {
         }
         self.backend = Some((name, origin));
         Ok(())
+    }
+}
+
+/// Lays later keys over earlier ones.
+///
+/// Hosts and a place are two ways to say where the store is: the later takes the place of the other.
+pub(super) fn lay_over(
+    values: &mut BTreeMap<String, Setting>,
+    later: impl IntoIterator<Item = (String, Setting)>,
+) {
+    for (key, setting) in later {
+        let is_place = |setting: &Setting| matches!(setting.value, Value::Place(_));
+        if is_place(&setting) {
+            values.remove("servers");
+        } else if key == "servers" && values.get("path").is_some_and(is_place) {
+            values.remove("path");
+        }
+        values.insert(key, setting);
     }
 }
 

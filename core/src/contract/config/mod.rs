@@ -62,9 +62,9 @@ impl Config {
     /// The configuration in the program's code, as a URL: `memory://?capacity=128MiB`,
     /// `memcached://h1:11211,h2:11211?timeout=50ms`, `memcached:///run/memcached.sock`.
     ///
-    /// Hosts are the key `servers`, a path without hosts is `servers` with one unix socket, and the query's are keys by
-    /// name. A `%` begins an escaped byte. A program that leaves the choice to its environment begins with
-    /// [`Config::default`].
+    /// Hosts are the key `servers`. A path without hosts is the only one of them, a unix socket; for a backend that has no
+    /// servers it is the key `path`. The query's are keys by name. A `%` begins an escaped byte. A program that leaves the
+    /// choice to its environment begins with [`Config::default`].
     ///
     /// Fails for what isn't such a URL, and for one with credentials in it: those are for
     /// [`password_env`](Secret).

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde::de::DeserializeOwned;
 
 use super::de;
-use super::layer::{Layer, Origin, Setting};
+use super::layer::{Layer, Origin, Setting, Value, lay_over};
 use crate::contract::{Error, ErrorKind, Prefix, Result};
 
 /// Keys that mean the same whatever the backend.
@@ -64,7 +64,7 @@ impl Settings {
                 }
                 backend = Some((name.clone(), origin.clone()));
             }
-            values.extend(layer.values.clone());
+            lay_over(&mut values, layer.values.clone());
         }
         let (backend, origin) = backend.ok_or_else(|| {
             Error::new(
@@ -124,11 +124,23 @@ impl Settings {
     /// # Ok::<(), larder_core::Error>(())
     /// ```
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T> {
-        let own = self
-            .values
-            .iter()
+        // A URL's path is a file, unless the backend has servers: then it is a socket.
+        let socket = self.values.get("path").and_then(|setting| {
+            let Value::Place(path) = &setting.value else {
+                return None;
+            };
+            de::known_keys::<T>().contains(&"servers").then(|| Setting {
+                value: Value::List(vec![format!("unix:{path}")]),
+                origin: setting.origin.clone(),
+            })
+        });
+        let own = self.values.iter();
+        let own = own
             .filter(|(key, _)| !is_general(key))
-            .map(|(key, setting)| (key.as_str(), setting));
+            .map(|(key, setting)| match &socket {
+                Some(socket) if key == "path" => ("servers", socket),
+                _ => (key.as_str(), setting),
+            });
         T::deserialize(de::Struct::of_backend(&self.backend, own))
             .map_err(|problem| Error::new(ErrorKind::Config, problem.to_string()))
     }

@@ -49,8 +49,7 @@ pub(super) fn parse(url: &str) -> Result<Parts, String> {
     match (unescape(path)?, hosts) {
         (path, _) if path.is_empty() || path == "/" => {}
         (path, "") => {
-            let servers = Value::List(vec![format!("unix:{path}")]);
-            values.insert("servers".to_owned(), servers);
+            values.insert("path".to_owned(), Value::Place(path));
         }
         (path, _) => {
             let path = Value::Text(path.trim_start_matches('/').to_owned());
@@ -63,8 +62,9 @@ pub(super) fn parse(url: &str) -> Result<Parts, String> {
         if key == "url" || key == "backend" {
             return Err(format!("key `{key}` can't be inside a URL"));
         }
+        let is_place = key == "servers" && hosts.is_empty() && values.contains_key("path");
         let twice = format!("key `{key}` is given twice");
-        if values.insert(key, Value::Text(value)).is_some() {
+        if values.insert(key, Value::Text(value)).is_some() || is_place {
             return Err(twice);
         }
     }
@@ -131,12 +131,9 @@ mod tests {
         );
         check(
             "memcached:///run/memcached.sock",
-            "memcached servers=unix:/run/memcached.sock",
+            "memcached path=/run/memcached.sock",
         );
-        check(
-            "memcached:///run/a%20b@1",
-            "memcached servers=unix:/run/a b@1",
-        );
+        check("memcached:///run/a%20b@1", "memcached path=/run/a b@1");
         check("redis://h1:6379/3", "redis path=3 servers=h1:6379");
         check("x-y.z://?flag", "x-y.z flag=");
         check("memory://?a=b=c+d%26", "memory a=b=c+d&");
@@ -158,6 +155,8 @@ mod tests {
         check("memcached://h1,,h2", "there is an empty name");
         check("memory://?a=1&a=2", "key `a` is given twice");
         check("memcached://h1?servers=h2", "key `servers` is given twice");
+        check("memcached:///s?servers=h2", "key `servers` is given twice");
+        check("sqlite:///a?path=/b", "key `path` is given twice");
         check("memory://?url=memory://", "key `url` can't be inside");
         for escape in ["%", "%2", "%zz", "%ff", "%+1"] {
             check(&format!("memory://?a={escape}"), "a % in a URL");
