@@ -15,9 +15,6 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
-/// memcached's registered port.
-const DEFAULT_PORT: u16 = 11211;
-
 /// Where a server listens, as it is configured.
 ///
 /// `Display` is the canonical form: `10.0.0.5:11211`, `[::1]:11211`, `/run/memcached.sock`.
@@ -35,6 +32,9 @@ pub enum Address {
 }
 
 impl Address {
+    /// memcached's registered port.
+    pub(super) const DEFAULT_PORT: u16 = 11211;
+
     /// Reads `host`, `host:port`, `1.2.3.4:port`, `[::1]:port`, `/path` or `unix:/path`; the port is 11211 by default.
     pub fn parse(text: &str) -> Result<Self> {
         let path = text.strip_prefix("unix:").unwrap_or(text);
@@ -70,7 +70,7 @@ impl Address {
             (host.to_ascii_lowercase(), port)
         };
         let port = match port? {
-            "" => DEFAULT_PORT,
+            "" => Self::DEFAULT_PORT,
             digits if digits.bytes().all(|byte| byte.is_ascii_digit()) => digits.parse().ok()?,
             _ => return None,
         };
@@ -79,6 +79,17 @@ impl Address {
             return None;
         }
         Some(Self::Tcp { host, port })
+    }
+
+    /// The host of an address that could be read, as it is written there.
+    pub(super) fn host_as_written(text: &str) -> &str {
+        if let Some((host, _)) = text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            return host;
+        }
+        match text.split_once(':') {
+            Some((host, port)) if !port.contains(':') => host,
+            _ => text,
+        }
     }
 
     /// Whether only this host can reach it: a unix socket or loopback.
