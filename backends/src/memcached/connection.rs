@@ -27,7 +27,7 @@ use super::protocol::{self, NOOP, Parser, Quiet, Violation};
 use super::transport::Io;
 
 /// Bytes of requests that bulk calls may have under way on one connection.
-pub(super) const WINDOW: usize = 1 << 20;
+const WINDOW: usize = 1 << 20;
 
 /// How much is read at once, at least.
 const READ_SPACE: usize = 16 << 10;
@@ -146,6 +146,11 @@ pub(super) fn later(from: Instant, by: Duration) -> Instant {
     from.checked_add(by).unwrap_or_else(|| from + FAR)
 }
 
+/// The room that so many bytes of a bulk call take: what is larger than all of it goes alone.
+pub(super) fn room_of(bytes: usize) -> u32 {
+    u32::try_from(bytes.min(WINDOW)).expect("the window is below 4 GiB")
+}
+
 impl Connection {
     /// The number of this very connection, which no other ever has: the origin of the leases won on it.
     pub(super) fn generation(&self) -> u64 {
@@ -198,6 +203,12 @@ impl Connection {
         if let Some(waker) = waker {
             waker.wake();
         }
+    }
+
+    /// Room for a bulk call's bytes, if it is free.
+    pub(super) fn room(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let window = Arc::clone(&self.window);
+        window.try_acquire_many_owned(room_of(bytes)).ok()
     }
 
     /// Takes nothing new, and ends once everything is answered.

@@ -35,7 +35,7 @@ use larder_core::{
     Lease, Pool, Reach, Result, Rt, ServerCheck, Set, Trips, WriteOptions,
 };
 
-use batch::{Job, Outcome, Part};
+use batch::{Job, Look, Outcome, Part};
 use placement::Placement;
 use server::Server;
 
@@ -175,6 +175,43 @@ impl Memcached {
             .collect()
     }
 
+    /// Looks keys up on all their servers at the same time.
+    async fn look_on_owners(&self, keys: &Keys, options: &GetOptions, found: Found<'_>) {
+        let parts = self.split(keys);
+        let looks: Vec<(&Server, Look<'_>)> = self
+            .asked(&parts)
+            .map(|(server, part)| (server, server.look_of(Part::some(keys, part), options)))
+            .collect();
+        let mut others = Vec::new();
+        let mut started = Vec::with_capacity(looks.len());
+        for (server, look) in &looks {
+            match server.start_look(look) {
+                Some(look) => started.push(look),
+                None => others.push((server, look)),
+            }
+        }
+        // Servers take turns in handing over, between awaits, so that none ever waits for the lock.
+        let found = Mutex::new(found);
+        let found = || {
+            |position, answer| {
+                let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
+                found(position, answer);
+            }
+        };
+        let others = join_all(others.into_iter().map(|(server, look)| {
+            let mut found = found();
+            async move { server.look(look, &mut found).await }
+        }));
+        // What is under way needs nobody to push it on: taken one after the other, most answers have come when their turn
+        // is there, where a task that waits for all of them is woken by each.
+        let started = async {
+            for look in started {
+                look.look_on(&mut found()).await;
+            }
+        };
+        tokio::join!(others, started);
+    }
+
     async fn write(&self, keys: &Keys, job: Job<'_>, trips: &Trips) -> Vec<Outcome> {
         // What few callers need is boxed, since moving a large future costs a single-key call more than its work.
         match self.sole_owner(keys) {
@@ -254,21 +291,15 @@ impl Backend for Memcached {
             return;
         }
         match self.sole_owner(keys) {
-            Some(server) => server.look(Part::all(keys), options, found).await,
-            None => {
-                let parts = self.split(keys);
-                // Servers take turns in handing over, between awaits, so that none ever waits for the lock.
-                let found = Mutex::new(found);
-                let looks = self.asked(&parts).map(|(server, positions)| async {
-                    let part = Part::some(keys, positions);
-                    let found = &mut |position, answer| {
-                        let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
-                        found(position, answer);
-                    };
-                    server.look(part, options, found).await;
-                });
-                join_all(looks).await;
+            Some(server) => {
+                let look = server.look_of(Part::all(keys), options);
+                match server.start_look(&look) {
+                    Some(started) => started.look_on(found).await,
+                    // Boxed, since a small call should not pay for the size of a large one's future.
+                    None => Box::pin(server.look(&look, found)).await,
+                }
             }
+            None => Box::pin(self.look_on_owners(keys, options, found)).await,
         }
     }
 
