@@ -1,22 +1,29 @@
-//! The backend's numbers through the `metrics` facade (feature `metrics`).
+//! The numbers of the backend and of the tiers through the `metrics` facade (feature `metrics`).
 //!
-//! Accessors count into the facade as they go. A backend keeps plain numbers, which are copied every few seconds for as
-//! long as the cache lives.
+//! Accessors count into the facade as they go. Backend and tiers keep plain numbers, which are copied every few seconds
+//! for as long as the cache lives.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use crate::Rt;
 use crate::contract::{Backend, BackendStats, ServerStats};
+use crate::{Rt, Scopes, TierStats, TiersStats};
 
-/// How old the facade's numbers about a backend may be.
+/// How old the facade's numbers about a backend and about tiers may be.
 const PERIOD: Duration = Duration::from_secs(5);
 
-/// Copies the backend's numbers until it is gone.
-pub(crate) async fn keep_publishing(backend: Weak<dyn Backend>, rt: Rt) {
+/// Copies the numbers of both until the backend is gone.
+pub(crate) async fn keep_publishing(
+    backend: Weak<dyn Backend>,
+    tiers: Option<Weak<dyn Scopes>>,
+    rt: Rt,
+) {
     while let Some(backend) = backend.upgrade() {
         publish(&backend.stats());
         drop::<Arc<_>>(backend);
+        if let Some(tiers) = tiers.as_ref().and_then(Weak::upgrade) {
+            publish_tiers(&tiers.stats());
+        }
         rt.sleep(PERIOD).await;
     }
 }
@@ -59,4 +66,16 @@ fn publish_server(stats: &ServerStats) {
     if let Some(evictions) = stats.evictions {
         counter("larder_evictions_total", evictions);
     }
+}
+
+fn publish_tiers(stats: &TiersStats) {
+    metrics::gauge!("larder_tiers_budget_bytes").set(stats.budget as f64);
+    publish_tier("request", &stats.request);
+    publish_tier("deploy", &stats.deploy);
+}
+
+fn publish_tier(tier: &'static str, stats: &TierStats) {
+    metrics::gauge!("larder_tier_entries", "tier" => tier).set(stats.entries as f64);
+    metrics::gauge!("larder_tier_bytes", "tier" => tier).set(stats.bytes as f64);
+    metrics::counter!("larder_tier_evictions_total", "tier" => tier).absolute(stats.evicted);
 }

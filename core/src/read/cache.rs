@@ -137,6 +137,16 @@ impl<S: Source> Cache<S> {
         }
     }
 
+    /// The scope that this handle's reads and flushes belong to, if it carries one.
+    pub fn scope(&self) -> Option<&Arc<dyn Scope>> {
+        self.scope.as_ref()
+    }
+
+    /// Whether both are handles of one cache.
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
     /// The in-process tiers, if it has any.
     pub fn tiers(&self) -> Option<&Arc<dyn Scopes>> {
         self.shared.tiers.as_ref()
@@ -192,8 +202,8 @@ impl<S: Source> Cache<S> {
 
     /// Sends all reads past the store, or through it again; writes still flush.
     ///
-    /// For the day on which the store is suspected. Requests then keep nothing either; what the deploy tier has was
-    /// built by this process, and stays.
+    /// For the day on which the store is suspected. The in-process tiers go on: a request that reads a key a thousand
+    /// times loads it once. What a request under way had already read, from the store, it keeps until it ends.
     pub fn bypass(&self, bypass: bool) {
         self.shared.bypass.store(bypass, Ordering::Relaxed);
     }
@@ -249,10 +259,10 @@ impl<S: Source> Cache<S> {
         accessor: &Accessor<D>,
     ) -> Option<&dyn Scope> {
         match D::Tier::KIND {
+            // What can't be cached as it is may have the name, and so the keys, of another data set.
+            _ if accessor.marshaller.is_err() => None,
             TierKind::None => None,
-            TierKind::Request if self.is_bypassed_for(accessor) => None,
             TierKind::Request => self.scope.as_deref(),
-            TierKind::Deploy if accessor.marshaller.is_err() => None,
             TierKind::Deploy => self.shared.deploy.as_deref(),
         }
     }
@@ -498,6 +508,7 @@ impl<S: Source> CacheBuilder<S> {
         #[cfg(feature = "metrics")]
         drop(self.rt.spawn(crate::publish::keep_publishing(
             Arc::downgrade(cache.backend()),
+            cache.tiers().map(Arc::downgrade),
             self.rt,
         )));
         Ok(cache)
