@@ -4,8 +4,12 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use larder_backends::{Memory, MemoryConfig};
-use larder_core::{Cache, Dataset, Lifetime, NoTier, Plain, Rt, Source};
+use larder_backends::{Memcached, MemcachedConfig, Memory, MemoryConfig};
+use larder_core::{
+    Backend as _, Cache, Dataset, GetOptions, Keys, Lifetime, Lookup, NoTier, Plain, Rt, Set,
+    Source, WriteOptions,
+};
+use larder_harness::server::{Listen, MemcachedServer};
 
 /// Every id has itself as its value: nothing that is counted belongs to a value.
 #[derive(Clone)]
@@ -99,4 +103,59 @@ fn bulk_hit_on_memory_allocates_per_call_not_per_key() {
         assert_eq!(batch.missing().count(), 0);
     });
     assert!(count <= 16, "1,000 hits allocate {count} times");
+}
+
+/// How often a call over so many keys of three servers allocates, in this thread, in which the connections run too.
+fn allocations_in_a_pool(count: usize, servers: &[MemcachedServer]) -> [u64; 3] {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let mut config = MemcachedConfig::new(servers.iter().map(MemcachedServer::address));
+    config.timeout = Duration::from_secs(5);
+    let pool = Memcached::new(config, Rt::new()).unwrap();
+    let mut keys = Keys::new();
+    for number in 0..count {
+        keys.push_raw(&format!("v1/user:{number}")).unwrap();
+    }
+    let sets = || -> Vec<Set> {
+        let values = (0..count).map(|number| Set::new(number.to_string()));
+        values.collect()
+    };
+    let again = sets();
+    let (options, writing) = (
+        GetOptions::lease(Duration::from_secs(10)),
+        WriteOptions::default(),
+    );
+    let mut answered = vec![false; count];
+    let mut found = |position: usize, answer: larder_core::Result<Lookup>| {
+        let own = |value: &[u8]| {
+            std::str::from_utf8(value).is_ok_and(|text| text.parse() == Ok(position))
+        };
+        answered[position] = matches!(answer, Ok(Lookup::Hit { value, .. }) if own(&value));
+    };
+    runtime.block_on(async {
+        pool.set_immutable_many(&keys, sets(), &writing).await;
+        pool.get_each(&keys, &options, &mut |_, _| {}).await;
+    });
+    let counts = [
+        allocations(&runtime, pool.get_each(&keys, &options, &mut found)),
+        allocations(&runtime, pool.set_immutable_many(&keys, again, &writing)),
+        allocations(&runtime, pool.delete_many(&keys, &writing)),
+    ];
+    assert!(answered.into_iter().all(|answered| answered));
+    counts
+}
+
+#[test]
+fn bulk_on_three_servers_allocates_per_server_not_per_key() {
+    let servers: Vec<_> = (0..3)
+        .map(|_| MemcachedServer::start(Listen::Unix, &["-m", "16"]))
+        .collect();
+    let few = allocations_in_a_pool(100, &servers);
+    let many = allocations_in_a_pool(2_000, &servers);
+    for ((few, many), call) in few.into_iter().zip(many).zip(["get", "set", "delete"]) {
+        println!("{call}: {few} for 100 keys, {many} for 2,000");
+        assert!(many <= 80, "a {call} of 2,000 keys allocates {many} times");
+    }
 }

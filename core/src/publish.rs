@@ -40,6 +40,9 @@ fn publish_server(stats: &ServerStats) {
     counter("larder_trips_total", stats.trips);
     counter("larder_trip_keys_total", stats.keys);
     counter("larder_connects_total", stats.connects);
+    counter("larder_reconnects_total", stats.reconnects);
+    counter("larder_timeouts_total", stats.timeouts);
+    counter("larder_times_down_total", stats.times_down);
     counter(
         "larder_protocol_violations_total",
         stats.protocol_violations,

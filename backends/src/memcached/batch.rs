@@ -16,7 +16,7 @@ use smallvec::SmallVec;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::config::BulkForm;
-use super::connection::{Connection, Limit, WINDOW};
+use super::connection::{self, Connection, Limit};
 use super::exchange::{
     Answer, Classic, Expects, Failure, Looks, Orphan, Terms, Texts, Writes, Written, whole_seconds,
 };
@@ -270,10 +270,10 @@ impl Server {
         bytes: usize,
         limit: Limit,
     ) -> Option<OwnedSemaphorePermit> {
-        let bytes = u32::try_from(bytes.min(WINDOW)).expect("the window is below 4 GiB");
-        if let Ok(room) = Arc::clone(&connection.window).try_acquire_many_owned(bytes) {
+        if let Some(room) = connection.room(bytes) {
             return Some(room);
         }
+        let bytes = connection::room_of(bytes);
         let left = limit.deadline.saturating_duration_since(self.rt.now());
         let room = Arc::clone(&connection.window).acquire_many_owned(bytes);
         // The semaphore is never closed: who waits when the connection ends gets the room its exchanges give back.
@@ -310,16 +310,36 @@ fn look_chunks(count: usize) -> impl Iterator<Item = Chunk> + Send {
 // --- looking up
 
 /// A look-up of a part.
-struct Look<'a> {
+#[derive(Clone, Copy)]
+pub(super) struct Look<'a> {
     part: Part<'a>,
+    options: &'a GetOptions,
     terms: Option<Terms>,
     /// So many of the first keys ask for a lease.
     leased: usize,
 }
 
+/// A look-up that is under way as one exchange.
+pub(super) struct Started<'a> {
+    limit: Limit,
+    awaited: Awaited<'a, Look<'a>>,
+}
+
+impl Started<'_> {
+    /// Hands over what it is answered.
+    pub(super) async fn look_on(mut self, found: Found<'_>) {
+        let answer = self.awaited.answer().await;
+        let Awaited { server, ask, .. } = self.awaited;
+        let range = 0..ask.part.len();
+        server.looked(range, answer, self.limit, |index, answer| {
+            found(ask.part.position(index), answer);
+        });
+    }
+}
+
 impl Server {
-    /// Looks a part up.
-    pub(super) async fn look(&self, part: Part<'_>, options: &GetOptions, found: Found<'_>) {
+    /// The look-up of a part.
+    pub(super) fn look_of<'a>(&self, part: Part<'a>, options: &'a GetOptions) -> Look<'a> {
         let terms = options
             .lease
             .map(|length| Terms::new(length, self.rt.wall()));
@@ -329,38 +349,55 @@ impl Server {
             Some(_) => (0..part.len()).take_while(may_ask).count(),
             None => 0,
         };
-        let look = Look {
+        Look {
             part,
+            options,
             terms,
             leased,
-        };
-        if part.len() > SMALL {
-            // Boxed, since a small call should not pay for the size of a large one's future.
-            return match self.config.bulk {
-                BulkForm::Meta => Box::pin(self.look_meta(&look, Lane::Bulk, options, found)).await,
-                BulkForm::Get => Box::pin(self.look_classic(&look, options, found)).await,
-            };
-        }
-        let lane = self.lane_of(part.key(0));
-        let limit = self.look_limit(part.len(), options);
-        let trip = (part.len(), &options.trips);
-        match self.submit(self.live(lane), limit, trip, &look) {
-            Some(mut awaited) => {
-                let answer = awaited.answer().await;
-                self.looked(0..part.len(), answer, limit, |index, answer| {
-                    found(part.position(index), answer);
-                });
-            }
-            None => Box::pin(self.look_meta(&look, lane, options, found)).await,
         }
     }
 
-    async fn look_meta(&self, look: &Look<'_>, lane: Lane, options: &GetOptions, found: Found<'_>) {
+    /// Submits a look-up at once if it is one exchange, and its connection is there to take it.
+    pub(super) fn start_look<'a>(&'a self, look: &'a Look<'a>) -> Option<Started<'a>> {
         let count = look.part.len();
-        let limit = self.look_limit(count, options);
-        let trip = (count, &options.trips);
+        let is_one = match self.config.bulk {
+            BulkForm::Meta => count <= LOOK_CHUNK,
+            BulkForm::Get => count <= SMALL,
+        };
+        let connection = self.live(self.look_lane(look)).filter(|_| is_one)?;
+        let room = match count > SMALL {
+            false => None,
+            true => Some(connection.room(count * LOOK_ROOM)?),
+        };
+        let limit = self.look_limit(look);
+        let awaited = self.ask(&connection, limit, room, 0..count, look).ok()?;
+        self.count_trip(count, &look.options.trips);
+        Some(Started { limit, awaited })
+    }
+
+    /// Looks up what couldn't be started at once.
+    pub(super) async fn look(&self, look: &Look<'_>, found: Found<'_>) {
+        match self.config.bulk {
+            BulkForm::Get if look.part.len() > SMALL => self.look_classic(look, found).await,
+            _ => self.look_meta(look, found).await,
+        }
+    }
+
+    /// The connection for a look-up of this size.
+    fn look_lane(&self, look: &Look<'_>) -> Lane {
+        match look.part.len() > SMALL {
+            true => Lane::Bulk,
+            false => self.lane_of(look.part.key(0)),
+        }
+    }
+
+    async fn look_meta(&self, look: &Look<'_>, found: Found<'_>) {
+        let count = look.part.len();
+        let limit = self.look_limit(look);
+        let through = Through::Lane(self.look_lane(look));
+        let trip = (count, &look.options.trips);
         let submitted = self
-            .submit_all(Through::Lane(lane), limit, trip, look_chunks(count), look)
+            .submit_all(through, limit, trip, look_chunks(count), look)
             .await;
         self.look_on(submitted, limit, |index, answer| {
             found(look.part.position(index), answer);
@@ -369,10 +406,10 @@ impl Server {
     }
 
     /// Classic lines on the bulk connection, and then `mg` for the leases of what is absent.
-    async fn look_classic(&self, look: &Look<'_>, options: &GetOptions, found: Found<'_>) {
+    async fn look_classic(&self, look: &Look<'_>, found: Found<'_>) {
         let count = look.part.len();
-        let limit = self.look_limit(count, options);
-        let trip = (count, &options.trips);
+        let limit = self.look_limit(look);
+        let trip = (count, &look.options.trips);
         let lines = Lines(look);
         let submitted = self
             .submit_all(
@@ -400,10 +437,10 @@ impl Server {
         }
         let second = Look {
             part: Part::some(look.part.keys, &absent),
-            terms: look.terms,
             leased: absent.len(),
+            ..*look
         };
-        self.look_meta(&second, Lane::Bulk, options, found).await;
+        self.look_meta(&second, found).await;
     }
 
     /// Hands over what the exchanges of a part are answered, one after the other as they come.
@@ -424,10 +461,11 @@ impl Server {
         }
     }
 
-    fn look_limit(&self, keys: usize, options: &GetOptions) -> Limit {
+    fn look_limit(&self, look: &Look<'_>) -> Limit {
+        let patience = self.patience(self.config.timeout, look.part.len(), 0);
         Limit {
-            lease: options.lease,
-            ..Limit::new(self.rt, self.patience(self.config.timeout, keys, 0))
+            lease: look.options.lease,
+            ..Limit::new(self.rt, patience)
         }
     }
 

@@ -6,7 +6,7 @@ use larder_core::config::{bytes, duration};
 use larder_core::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
-use super::transport::Address;
+use super::placement::{Member, Placement};
 
 /// A pool of memcached servers, and how patient to be with them.
 ///
@@ -20,9 +20,11 @@ use super::transport::Address;
 #[serde(deny_unknown_fields, default)]
 #[non_exhaustive]
 pub struct MemcachedConfig {
-    /// `host`, `host:port`, `[ipv6]:port` or `/path/of/a/socket`, in any order. A key lives on one of them; a name is
-    /// one server, however many addresses it has.
+    /// `host`, `host:port`, `[ipv6]:port` or `/path/of/a/socket`, in any order, each with `*weight` behind it or without.
+    /// A key lives on one of them; a name is one server.
     pub servers: Vec<String>,
+    /// How keys are spread over the servers.
+    pub hash: Hashing,
     /// Connections a server for small calls; bulk calls share one more, which is opened when the first comes.
     ///
     /// Keep processes x (connections + 1) x 1.2 below the server's limit (`-c`).
@@ -72,10 +74,26 @@ pub enum BulkForm {
     Get,
 }
 
+/// How keys are spread over servers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Hashing {
+    /// Rendezvous hashing: shares are exactly as weights are, and a server that comes or goes moves its own share only.
+    #[default]
+    Rendezvous,
+    /// The ring of libmemcached's `MEMCACHED_BEHAVIOR_KETAMA` (`behaviors={"ketama": True}` of pylibmc), without weights:
+    /// for pools shared with such clients.
+    Ketama,
+    /// The ring of `MEMCACHED_BEHAVIOR_KETAMA_WEIGHTED` (`{"ketama_weighted": True}` of pylibmc, `OPT_LIBKETAMA_COMPATIBLE`
+    /// of PHP).
+    KetamaWeighted,
+}
+
 impl Default for MemcachedConfig {
     fn default() -> Self {
         Self {
             servers: vec!["127.0.0.1:11211".to_owned()],
+            hash: Hashing::Rendezvous,
             connections: 1,
             bulk: BulkForm::Meta,
             connect_timeout: Duration::from_millis(250),
@@ -100,17 +118,21 @@ impl MemcachedConfig {
         }
     }
 
-    /// The servers, sorted, if everything here can work.
-    pub(super) fn addresses(&self) -> Result<Vec<Address>> {
-        let mut addresses = Vec::with_capacity(self.servers.len());
+    /// The servers, sorted, and which key lives on which, if everything here can work.
+    pub(super) fn members(&self) -> Result<(Vec<Member>, Placement)> {
+        let mut members = Vec::with_capacity(self.servers.len());
         for server in &self.servers {
-            addresses.push(Address::parse(server)?);
+            members.push(Member::parse(server)?);
         }
-        addresses.sort_unstable();
-        if let Some(pair) = addresses.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(refused(format!("server {} is listed twice", pair[0])));
+        members.sort_unstable();
+        if let Some(pair) = members
+            .windows(2)
+            .find(|pair| pair[0].address == pair[1].address)
+        {
+            let twice = &pair[0].address;
+            return Err(refused(format!("server {twice} is listed twice")));
         }
-        if addresses.is_empty() {
+        if members.is_empty() {
             return Err(refused("`servers` is empty; list at least one".to_owned()));
         }
         if !(1..=64).contains(&self.connections) {
@@ -139,7 +161,8 @@ impl MemcachedConfig {
                 self.max_item
             )));
         }
-        Ok(addresses)
+        let placement = Placement::new(self.hash, &members)?;
+        Ok((members, placement))
     }
 }
 
@@ -155,7 +178,7 @@ mod tests {
     fn check_refused(change: impl FnOnce(&mut MemcachedConfig), reason: &str) {
         let mut config = MemcachedConfig::default();
         change(&mut config);
-        let error = config.addresses().unwrap_err();
+        let error = config.members().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Config);
         assert!(error.to_string().contains(reason), "{error}");
     }
@@ -176,8 +199,10 @@ mod tests {
 
     #[test]
     fn the_order_of_servers_does_not_matter() {
-        let forth = MemcachedConfig::new(["b", "a:1", "/s"]).addresses();
-        let back = MemcachedConfig::new(["/s", "a:1", "b:11211"]).addresses();
-        assert_eq!(forth.unwrap(), back.unwrap());
+        let members = |servers: [&str; 3]| MemcachedConfig::new(servers).members().unwrap().0;
+        assert_eq!(
+            members(["b", "a:1", "/s"]),
+            members(["/s", "a:1", "b:11211"])
+        );
     }
 }

@@ -2,17 +2,18 @@
 //!
 //! From the bytes up: `protocol` writes commands and reads replies, `exchange` knows what a request under way expects,
 //! `connection` owns a socket and shares it among callers, `handshake` is a connection's first exchange, `server` keeps
-//! the connections and the health of one server, `batch` cuts a call to one server into exchanges, and this file spreads
-//! a call over the servers. It speaks the meta commands of memcached 1.6.13 and newer.
+//! the connections and the health of one server, `batch` cuts a call to one server into exchanges, `placement` knows which
+//! server a key lives on, and this file spreads a call over the servers. It speaks the meta commands of memcached 1.6.13 and newer.
 //!
-//! What it isn't: it has no TLS, no SASL, no binary protocol, no consistent ring shared with other clients, and no
-//! fail-over: the keys of a server that is down are misses until it is back.
+//! What it isn't: it has no TLS, no SASL, no binary protocol, and no fail-over: the keys of a server that is down are misses
+//! until it is back, since a key that moved would come back with an old value (docs/pools.md).
 
 mod batch;
 mod config;
 mod connection;
 mod exchange;
 mod handshake;
+mod placement;
 mod protocol;
 mod server;
 #[cfg_attr(
@@ -30,25 +31,25 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use larder_core::{
-    Backend, BackendStats, Error, ErrorKind, Fill, FillOutcome, Found, GetOptions, Keys, Lease,
-    Pool, Reach, Result, Rt, ServerCheck, Set, Trips, WriteOptions,
+    Backend, BackendStats, Error, ErrorKind, Fill, FillOutcome, Found, GetOptions, Key, Keys,
+    Lease, Pool, Reach, Result, Rt, ServerCheck, Set, Trips, WriteOptions,
 };
-use xxhash_rust::xxh3::xxh3_64;
 
-use batch::{Job, Outcome, Part};
+use batch::{Job, Look, Outcome, Part};
+use placement::Placement;
 use server::Server;
 
-pub use config::{BulkForm, MemcachedConfig};
+pub use config::{BulkForm, Hashing, MemcachedConfig};
 #[cfg(feature = "__transport")]
 pub use transport::{Address, Io, Sockets, Transport};
 #[cfg(not(feature = "__transport"))]
-use transport::{Address, Sockets, Transport};
+use transport::{Sockets, Transport};
 
 /// A pool of memcached servers, each key on one of them.
 ///
-/// The server of a key is chosen by rendezvous hashing over a fixed hash, so every process that lists the same servers,
-/// in any order, agrees, and a server that is added or removed moves only its own share of the keys. Connections are
-/// dialled when they are first needed.
+/// The server of a key follows from the key and the servers' names and weights, so every process that lists the same ones,
+/// in any order, agrees, and a server that is added or removed moves only its own share of the keys ([`Hashing`]).
+/// Connections are dialled when they are first needed.
 ///
 /// ```no_run
 /// # async fn run() -> larder_core::Result<()> {
@@ -67,8 +68,7 @@ use transport::{Address, Sockets, Transport};
 #[derive(Debug)]
 pub struct Memcached {
     servers: Vec<Arc<Server>>,
-    /// What each server's name adds to the hash of a key.
-    seeds: Vec<u64>,
+    placement: Placement,
     config: Arc<MemcachedConfig>,
     pool: Pool,
     rt: Rt,
@@ -94,25 +94,24 @@ impl Memcached {
     }
 
     fn over(config: MemcachedConfig, rt: Rt, transport: Arc<dyn Transport>) -> Result<Self> {
-        let addresses = config.addresses()?;
-        let names: Vec<String> = addresses.iter().map(ToString::to_string).collect();
-        let reach = match addresses.iter().all(Address::is_local) {
+        let (members, placement) = config.members()?;
+        let reach = match members.iter().all(|member| member.address.is_local()) {
             true => Reach::Host,
             false => Reach::Network,
         };
-        let pool = Pool::new(format!("memcached://{}", names.join(",")), reach);
+        let pool = Pool::new(placement::description(config.hash, &members), reach);
         let config = Arc::new(config);
         Ok(Self {
-            seeds: names.iter().map(|name| xxh3_64(name.as_bytes())).collect(),
+            placement,
             pool: match config.via_proxy {
                 true => pool.without_leases(),
                 false => pool,
             },
-            servers: addresses
+            servers: members
                 .into_iter()
-                .map(|address| {
+                .map(|member| {
                     let transport = Arc::clone(&transport);
-                    Server::new(address, Arc::clone(&config), rt, transport)
+                    Server::new(member.address, Arc::clone(&config), rt, transport)
                 })
                 .collect(),
             config,
@@ -128,57 +127,35 @@ impl Memcached {
             .try_for_each(|answer| answer.map(|_| ()))
     }
 
-    /// The server of a key.
-    fn owner(&self, key: &[u8]) -> usize {
-        if self.servers.len() == 1 {
-            return 0;
-        }
-        let hash = xxh3_64(key);
-        let scores = self.seeds.iter().map(|seed| mix(hash ^ seed));
-        let (owner, _) = scores
-            .enumerate()
-            .max_by_key(|&(_, score)| score)
-            .expect("a pool has a server");
-        owner
-    }
-
     /// The one server of these keys, if that is clear without looking at each.
     fn sole_owner(&self, keys: &Keys) -> Option<&Server> {
         match (keys.len(), &self.servers[..]) {
             (0, _) => None,
             (_, [server]) => Some(server),
-            (1, _) => Some(&self.servers[self.owner(keys.get(0).as_bytes())]),
+            (1, _) => Some(&self.servers[self.placement.owner(keys.get(0).as_bytes())]),
             _ => None,
         }
     }
 
     /// Where the keys of each server stand.
-    fn split(&self, keys: &Keys) -> Vec<Vec<u32>> {
-        let share = keys.len() / self.servers.len();
-        let mut parts = Vec::new();
-        parts.resize_with(self.servers.len(), || {
-            Vec::with_capacity(share + share / 4 + 4)
-        });
-        for (position, key) in keys.iter().enumerate() {
-            let position = u32::try_from(position).expect("keys fit into 4 GiB");
-            parts[self.owner(key.as_bytes())].push(position);
-        }
-        parts
+    fn split(&self, keys: &Keys) -> Parts {
+        let owner = |key: Key<'_>| self.placement.owner(key.as_bytes());
+        Parts::new(self.servers.len(), keys.iter().map(owner).collect())
     }
 
     /// The servers that have a part.
-    fn asked<'a>(&'a self, parts: &'a [Vec<u32>]) -> impl Iterator<Item = (&'a Server, &'a [u32])> {
-        let asked = self.servers.iter().zip(parts);
+    fn asked<'a>(&'a self, parts: &'a Parts) -> impl Iterator<Item = (&'a Server, &'a [u32])> {
+        let asked = self.servers.iter().zip(parts.iter());
         asked
             .filter(|(_, positions)| !positions.is_empty())
-            .map(|(server, positions)| (&**server, &positions[..]))
+            .map(|(server, positions)| (&**server, positions))
     }
 
     /// Lets every server do its part at the same time, and puts the answers where their keys stand.
     async fn on_owners<'a, T: Send, F: Future<Output = Vec<T>> + Send>(
         &'a self,
         keys: &'a Keys,
-        parts: &'a [Vec<u32>],
+        parts: &'a Parts,
         run: impl Fn(&'a Server, Part<'a>) -> F + Send + Sync,
     ) -> Vec<T> {
         let asked = || self.asked(parts);
@@ -198,6 +175,43 @@ impl Memcached {
             .collect()
     }
 
+    /// Looks keys up on all their servers at the same time.
+    async fn look_on_owners(&self, keys: &Keys, options: &GetOptions, found: Found<'_>) {
+        let parts = self.split(keys);
+        let looks: Vec<(&Server, Look<'_>)> = self
+            .asked(&parts)
+            .map(|(server, part)| (server, server.look_of(Part::some(keys, part), options)))
+            .collect();
+        let mut others = Vec::new();
+        let mut started = Vec::with_capacity(looks.len());
+        for (server, look) in &looks {
+            match server.start_look(look) {
+                Some(look) => started.push(look),
+                None => others.push((server, look)),
+            }
+        }
+        // Servers take turns in handing over, between awaits, so that none ever waits for the lock.
+        let found = Mutex::new(found);
+        let found = || {
+            |position, answer| {
+                let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
+                found(position, answer);
+            }
+        };
+        let others = join_all(others.into_iter().map(|(server, look)| {
+            let mut found = found();
+            async move { server.look(look, &mut found).await }
+        }));
+        // What is under way needs nobody to push it on: taken one after the other, most answers have come when their turn
+        // is there, where a task that waits for all of them is woken by each.
+        let started = async {
+            for look in started {
+                look.look_on(&mut found()).await;
+            }
+        };
+        tokio::join!(others, started);
+    }
+
     async fn write(&self, keys: &Keys, job: Job<'_>, trips: &Trips) -> Vec<Outcome> {
         // What few callers need is boxed, since moving a large future costs a single-key call more than its work.
         match self.sole_owner(keys) {
@@ -213,18 +227,46 @@ impl Memcached {
     }
 }
 
+/// The positions of a batch's keys, server by server, in three pieces of memory however many servers there are.
+struct Parts {
+    positions: Vec<u32>,
+    /// Where the part of each server ends.
+    ends: Vec<usize>,
+}
+
+impl Parts {
+    /// The parts of so many servers, if these own the keys.
+    fn new(servers: usize, owners: Vec<usize>) -> Self {
+        let mut ends = vec![0; servers];
+        for &owner in &owners {
+            ends[owner] += 1;
+        }
+        let mut total = 0;
+        for end in &mut ends {
+            total += *end;
+            *end = total - *end;
+        }
+        // Each end stands at its part's start, and moves on as the part is filled.
+        let mut positions = vec![0; owners.len()];
+        for (position, &owner) in owners.iter().enumerate() {
+            positions[ends[owner]] = u32::try_from(position).expect("keys fit into 4 GiB");
+            ends[owner] += 1;
+        }
+        Self { positions, ends }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &[u32]> {
+        let starts = std::iter::once(&0).chain(&self.ends);
+        let bounds = starts.zip(&self.ends);
+        bounds.map(|(&start, &end)| &self.positions[start..end])
+    }
+}
+
 fn no_leases() -> Error {
     Error::new(
         ErrorKind::Unsupported,
         "memcached: leases can't be trusted through a proxy (`via_proxy`), so mutable data can't be cached",
     )
-}
-
-/// Spreads every bit over all others.
-fn mix(mut hash: u64) -> u64 {
-    hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
-    hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-    hash ^ (hash >> 33)
 }
 
 impl fmt::Display for Memcached {
@@ -249,21 +291,15 @@ impl Backend for Memcached {
             return;
         }
         match self.sole_owner(keys) {
-            Some(server) => server.look(Part::all(keys), options, found).await,
-            None => {
-                let parts = self.split(keys);
-                // Servers take turns in handing over, between awaits, so that none ever waits for the lock.
-                let found = Mutex::new(found);
-                let looks = self.asked(&parts).map(|(server, positions)| async {
-                    let part = Part::some(keys, positions);
-                    let found = &mut |position, answer| {
-                        let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
-                        found(position, answer);
-                    };
-                    server.look(part, options, found).await;
-                });
-                join_all(looks).await;
+            Some(server) => {
+                let look = server.look_of(Part::all(keys), options);
+                match server.start_look(&look) {
+                    Some(started) => started.look_on(found).await,
+                    // Boxed, since a small call should not pay for the size of a large one's future.
+                    None => Box::pin(server.look(&look, found)).await,
+                }
             }
+            None => Box::pin(self.look_on_owners(keys, options, found)).await,
         }
     }
 
@@ -385,27 +421,10 @@ async fn join_all<F: Future>(futures: impl IntoIterator<Item = F>) -> Vec<F::Out
 mod tests {
     use super::*;
 
-    /// Who upgrades one process after the other has both versions ask the same servers: a key that moved would be deleted
-    /// on one and read from the other.
     #[test]
-    fn a_key_stays_on_its_server_from_version_to_version() {
-        let servers = ["10.0.0.5", "cache-b:11212", "/run/memcached.sock"];
-        let pool = Memcached::new(MemcachedConfig::new(servers), Rt::new()).unwrap();
-        for (key, server) in [
-            ("a", "/run/memcached.sock"),
-            ("user:1", "10.0.0.5:11211"),
-            ("user:2", "cache-b:11212"),
-            ("user:3", "10.0.0.5:11211"),
-            ("v1/user:7", "10.0.0.5:11211"),
-            ("v1/page:/start", "10.0.0.5:11211"),
-            ("v2/k\u{fc}che", "/run/memcached.sock"),
-            (
-                "session:0123456789abcdef0123456789abcdef",
-                "/run/memcached.sock",
-            ),
-        ] {
-            let owner = &pool.servers[pool.owner(key.as_bytes())];
-            assert_eq!(&*owner.name, server, "{key}");
-        }
+    fn parts_keep_the_order_of_the_batch() {
+        let parts = Parts::new(4, vec![2, 0, 2, 3, 0, 2]);
+        let parts: Vec<_> = parts.iter().collect();
+        assert_eq!(parts, [&[1, 4][..], &[], &[0, 2, 5], &[3]]);
     }
 }

@@ -3,8 +3,12 @@
 //! A connection is dialled when it is first needed, by a task that then serves it to its end; callers wait for the dial
 //! at most as long as it may take. After a failed dial there is a pause. A server that leaves a caller without a byte
 //! for the caller's whole deadline is taken for down at once, one that still answers after five failures; from then on
-//! calls fail at once, and a probe of its own asks it every second. So a server that hangs delays only what was already
-//! under way.
+//! calls fail at once, and a probe of its own asks it: no call is ever the one to find out. So a server that hangs delays
+//! only what was already under way.
+//!
+//! A server that falls silent is asked as soon as it is taken for down, so that one that was merely held up for a moment is
+//! used again when it answers. One that was down shortly before, or can't be reached, is asked after a second, and so are
+//! all from then on: a server that answers too late each time costs a deadline a second, not one after the other.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -29,6 +33,9 @@ const FAILURES: u32 = 5;
 
 /// How often a server that is down is asked.
 const PROBE: Duration = Duration::from_secs(1);
+
+/// A server that wasn't taken for down for this long is asked at once.
+const TRUSTED_AFTER: Duration = Duration::from_secs(10);
 
 /// A bulk connection without a request is closed after this long.
 const BULK_IDLE: Duration = Duration::from_secs(60);
@@ -57,6 +64,8 @@ pub(super) struct Server {
 struct Slot {
     link: watch::Sender<Link>,
     task: Mutex<Option<AbortHandle>>,
+    /// Its last connection was lost, and no other has come in its place.
+    is_lost: AtomicBool,
 }
 
 enum Link {
@@ -85,7 +94,21 @@ struct Record {
     dials: u32,
     /// Not dialled before.
     pause: Option<Instant>,
+    /// Why it isn't well, as long as it isn't.
     last_error: Option<Error>,
+    /// What went wrong last, and when: also when all is well again.
+    last_trouble: Option<(Error, Instant)>,
+    /// When it was last taken for down.
+    down_since: Option<Instant>,
+}
+
+/// Why a server is taken for down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Suspicion {
+    /// An open connection is silent, perhaps for a moment only.
+    HeldUp,
+    /// It can't be reached, or fails time after time.
+    Gone,
 }
 
 /// Which of a server's connections.
@@ -106,6 +129,7 @@ impl Server {
         let slots = (0..=config.connections).map(|_| Slot {
             link: watch::Sender::new(Link::Idle),
             task: Mutex::new(None),
+            is_lost: AtomicBool::new(false),
         });
         Arc::new_cyclic(|me| Self {
             me: Weak::clone(me),
@@ -271,7 +295,8 @@ impl Server {
             server: Arc::clone(&self.name),
             counters: Arc::clone(&self.counters),
             watch: Weak::clone(&self.me),
-            stall: self.config.stall,
+            // What a delete may wait for, silence included, no look-up's impatience may end.
+            stall: self.config.stall.max(self.config.flush_timeout),
             idle: (lane == Lane::Bulk).then_some(BULK_IDLE),
         }
     }
@@ -293,13 +318,14 @@ impl Server {
         self.failed(&error, true);
         self.slot(lane).vacate(&self.health);
         if silent {
-            self.take_for_down();
+            self.take_for_down(Suspicion::Gone);
         }
     }
 
     fn ended(&self, lane: Lane, generation: u64, since: Instant, end: End) {
         if let End::Lost(error) = end {
             let short_lived = self.rt.now().duration_since(since) < SHORT_LIVED;
+            self.slot(lane).is_lost.store(true, Ordering::Relaxed);
             self.failed(&error, short_lived);
         }
         self.slot(lane).forget(generation, &self.health);
@@ -322,27 +348,36 @@ impl Server {
             record.dials += 1;
         }
         record.last_error = Some(error.clone());
+        record.last_trouble = Some((error.clone(), self.rt.now()));
         let failures = record.failures;
         drop(record);
         self.health.has_failed.store(true, Ordering::Relaxed);
         if failures >= FAILURES {
-            self.take_for_down();
+            self.take_for_down(Suspicion::Gone);
         }
     }
 
-    fn take_for_down(&self) {
+    fn take_for_down(&self, suspicion: Suspicion) {
         if self.is_closed() || self.health.is_down.swap(true, Ordering::Relaxed) {
             return;
         }
+        self.counters.times_down.fetch_add(1, Ordering::Relaxed);
         tracing::warn!(server = %self.name, error = %self.last_error(), "memcached server is down");
-        self.mind_probe();
+        let now = self.rt.now();
+        let before = self.health.record().down_since.replace(now);
+        let is_trusted = before.is_none_or(|before| now.duration_since(before) >= TRUSTED_AFTER);
+        self.mind_probe(match suspicion {
+            Suspicion::HeldUp if is_trusted => Duration::ZERO,
+            _ => PROBE,
+        });
     }
 
-    /// Sees to it that somebody asks the server while it is down: a probe ends with the runtime that it was started on.
-    fn mind_probe(&self) {
+    /// Sees to it that somebody asks the server while it is down, from then on: a probe ends with the runtime that it was
+    /// started on.
+    fn mind_probe(&self, first: Duration) {
         let mut probing = lock(&self.health.probe);
         if probing.as_ref().is_none_or(AbortHandle::is_finished) {
-            let probe = probe(Weak::clone(&self.me), self.rt);
+            let probe = probe(Weak::clone(&self.me), self.rt, first);
             *probing = Some(self.rt.spawn_apart(probe).abort_handle());
         }
     }
@@ -379,7 +414,7 @@ impl Server {
     }
 
     fn down_error(&self) -> Error {
-        self.mind_probe();
+        self.mind_probe(PROBE);
         let last = self.last_error();
         Error::with_source(
             ErrorKind::Unavailable,
@@ -500,18 +535,19 @@ impl Server {
         let mut stats = ServerStats::default();
         stats.server = self.name.to_string();
         stats.state = state;
-        stats.last_error = self
-            .health
-            .record()
-            .last_error
-            .as_ref()
-            .map(Error::to_string);
+        if let Some((error, at)) = &self.health.record().last_trouble {
+            stats.last_error = Some(error.to_string());
+            stats.last_error_age_s = Some(self.rt.now().duration_since(*at).as_secs());
+        }
         stats.trips = read(&counters.trips);
         stats.keys = read(&counters.keys);
         stats.bytes_out = read(&counters.bytes_out);
         stats.bytes_in = read(&counters.bytes_in);
         stats.in_flight = in_flight;
         stats.connects = read(&counters.connects);
+        stats.reconnects = read(&counters.reconnects);
+        stats.timeouts = read(&counters.timeouts);
+        stats.times_down = read(&counters.times_down);
         stats.protocol_violations = read(&counters.protocol_violations);
         stats.out_of_memory = read(&counters.out_of_memory);
         stats
@@ -607,7 +643,7 @@ impl Watch for Weak<Server> {
         );
         server.failed(&error, false);
         if silent {
-            server.take_for_down();
+            server.take_for_down(Suspicion::HeldUp);
         }
     }
 }
@@ -647,6 +683,9 @@ impl Dial {
             Ordering::Relaxed,
         );
         server.counters.connects.fetch_add(1, Ordering::Relaxed);
+        if server.slot(lane).is_lost.swap(false, Ordering::Relaxed) {
+            server.counters.reconnects.fetch_add(1, Ordering::Relaxed);
+        }
         server.mind_maxconns(greeted.maxconns);
         let setting = server.setting(lane);
         let (connection, task) = connection::connection(io, greeted, setting);
@@ -698,10 +737,12 @@ impl Drop for Attempt {
     }
 }
 
-/// Asks a server that is down until it answers.
-async fn probe(server: Weak<Server>, rt: Rt) {
+/// Asks a server that is down until it answers, for the first time after so long.
+async fn probe(server: Weak<Server>, rt: Rt, first: Duration) {
+    let mut pause = first;
     loop {
-        rt.sleep(PROBE.mul_f64(0.8 + fastrand::f64() * 0.4)).await;
+        rt.sleep(pause.mul_f64(0.8 + fastrand::f64() * 0.4)).await;
+        pause = PROBE;
         let Some(server) = server.upgrade() else {
             return;
         };

@@ -15,9 +15,6 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
-/// memcached's registered port.
-const DEFAULT_PORT: u16 = 11211;
-
 /// Where a server listens, as it is configured.
 ///
 /// `Display` is the canonical form: `10.0.0.5:11211`, `[::1]:11211`, `/run/memcached.sock`.
@@ -35,6 +32,9 @@ pub enum Address {
 }
 
 impl Address {
+    /// memcached's registered port.
+    pub(super) const DEFAULT_PORT: u16 = 11211;
+
     /// Reads `host`, `host:port`, `1.2.3.4:port`, `[::1]:port`, `/path` or `unix:/path`; the port is 11211 by default.
     pub fn parse(text: &str) -> Result<Self> {
         let path = text.strip_prefix("unix:").unwrap_or(text);
@@ -70,7 +70,7 @@ impl Address {
             (host.to_ascii_lowercase(), port)
         };
         let port = match port? {
-            "" => DEFAULT_PORT,
+            "" => Self::DEFAULT_PORT,
             digits if digits.bytes().all(|byte| byte.is_ascii_digit()) => digits.parse().ok()?,
             _ => return None,
         };
@@ -79,6 +79,17 @@ impl Address {
             return None;
         }
         Some(Self::Tcp { host, port })
+    }
+
+    /// The host of an address that could be read, as it is written there.
+    pub(super) fn host_as_written(text: &str) -> &str {
+        if let Some((host, _)) = text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            return host;
+        }
+        match text.split_once(':') {
+            Some((host, port)) if !port.contains(':') => host,
+            _ => text,
+        }
     }
 
     /// Whether only this host can reach it: a unix socket or loopback.
@@ -133,14 +144,16 @@ pub struct Sockets {
 impl Sockets {
     /// Sockets whose dials take at most this long.
     ///
-    /// A name is resolved at every dial. If it has several addresses they are tried in order, and share the time.
+    /// A name is resolved at every dial, and must be one server: its addresses of two families are tried in order, and share
+    /// the time; several of one family are refused.
     pub fn new(rt: Rt, patience: Duration) -> Self {
         Self { rt, patience }
     }
 
     async fn dial_tcp(&self, host: &str, port: u16) -> io::Result<TcpStream> {
         let deadline = self.rt.now() + self.patience;
-        let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await?.collect();
+        let addresses = tokio::net::lookup_host((host, port)).await?;
+        let addresses = of_one_server(host, addresses)?;
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
         for (position, address) in addresses.iter().enumerate() {
             let left = deadline.saturating_duration_since(self.rt.now());
@@ -153,6 +166,35 @@ impl Sockets {
         }
         Err(last)
     }
+}
+
+/// The addresses that a name has, if they can all be one server's: one of each family.
+///
+/// With two servers behind one name, a value that was deleted on one would be read from the other.
+fn of_one_server(
+    name: &str,
+    addresses: impl IntoIterator<Item = SocketAddr>,
+) -> io::Result<Vec<SocketAddr>> {
+    let mut distinct: Vec<SocketAddr> = Vec::new();
+    for address in addresses {
+        if distinct.contains(&address) {
+            continue;
+        }
+        let same_family = |other: &&SocketAddr| other.is_ipv4() == address.is_ipv4();
+        if let Some(other) = distinct.iter().find(same_family) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!(
+                    "`{name}` has several addresses, {} and {} among them, but one name is one server; list each server \
+                     by a name or address of its own",
+                    other.ip(),
+                    address.ip()
+                ),
+            ));
+        }
+        distinct.push(address);
+    }
+    Ok(distinct)
 }
 
 #[async_trait]
@@ -231,6 +273,38 @@ mod tests {
             let error = Address::parse(text).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Config, "{text:?}");
         }
+    }
+
+    /// What becomes of a name with these addresses: in the order in which they are tried, or why it is refused.
+    #[track_caller]
+    fn check_name(addresses: &[&str], expected: std::result::Result<&[&str], &str>) {
+        let parse = |address: &&str| SocketAddr::new(address.parse().unwrap(), 11211);
+        let tried = of_one_server("cache", addresses.iter().map(parse));
+        match (tried, expected) {
+            (Ok(tried), Ok(expected)) => {
+                assert_eq!(tried, expected.iter().map(parse).collect::<Vec<_>>());
+            }
+            (Err(error), Err(words)) => assert!(error.to_string().contains(words), "{error}"),
+            (tried, _) => panic!("{addresses:?}: {tried:?}"),
+        }
+    }
+
+    #[test]
+    fn a_name_is_one_server() {
+        check_name(&["10.0.0.5"], Ok(&["10.0.0.5"]));
+        check_name(&["::1", "127.0.0.1"], Ok(&["::1", "127.0.0.1"]));
+        check_name(
+            &["127.0.0.1", "::1", "127.0.0.1"],
+            Ok(&["127.0.0.1", "::1"]),
+        );
+        check_name(&[], Ok(&[]));
+        let several = Err("`cache` has several addresses, 10.0.0.5 and 10.0.0.6 among them");
+        check_name(&["10.0.0.5", "10.0.0.6"], several);
+        check_name(&["10.0.0.5", "fe80::1", "10.0.0.6"], several);
+        check_name(
+            &["fe80::1", "10.0.0.5", "fe80::2"],
+            Err("fe80::1 and fe80::2"),
+        );
     }
 
     #[test]

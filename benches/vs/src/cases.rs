@@ -8,9 +8,13 @@ use larder_harness::server::{Listen, MemcachedServer};
 use tokio::task::block_in_place;
 
 use crate::measure::{self, Before, Entrant, Pace, Row};
+use crate::stopped;
 use crate::subjects::{Callers, Fetch, Job, Stage, Subject};
 use crate::wire::Wire;
 use crate::work::Work;
+
+/// How many keys a call has that goes to several servers.
+const SPREAD: usize = 1_000;
 
 /// A kind of work and its size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,11 +31,15 @@ pub enum Case {
     Delete(usize),
     /// Get a single key every 0.2 ms while bulks of so many keys run without pause.
     Neighbour(usize),
+    /// Fetch 1,000 keys, all there, from so many servers.
+    Pool(usize),
+    /// The same while one of them is stopped.
+    Stopped(usize),
 }
 
 impl Case {
     /// All cases, in the order in which they run.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 15] = [
         Self::Bulk(100),
         Self::Bulk(1_000),
         Self::Bulk(5_000),
@@ -43,6 +51,10 @@ impl Case {
         Self::Fill(1_000),
         Self::Delete(1_000),
         Self::Neighbour(5_000),
+        Self::Pool(1),
+        Self::Pool(3),
+        Self::Pool(50),
+        Self::Stopped(50),
     ];
 
     /// The name that `--case` filters by, and JSON lines carry.
@@ -54,6 +66,8 @@ impl Case {
             Self::Fill(keys) => format!("fill-{keys}"),
             Self::Delete(keys) => format!("delete-{keys}"),
             Self::Neighbour(keys) => format!("neighbour-{keys}"),
+            Self::Pool(servers) => format!("pool-{servers}"),
+            Self::Stopped(servers) => format!("stopped-{servers}"),
         }
     }
 
@@ -75,6 +89,15 @@ impl Case {
             Self::Neighbour(keys) => format!(
                 "Get a key every 0.2 ms beside bulks of {keys} keys, one server thread, {value}-byte values"
             ),
+            Self::Pool(1) => {
+                format!("Fetch {SPREAD} keys from 1 server with one thread, {value}-byte values")
+            }
+            Self::Pool(servers) => format!(
+                "Fetch {SPREAD} keys from {servers} servers with one thread each, {value}-byte values"
+            ),
+            Self::Stopped(servers) => format!(
+                "Fetch {SPREAD} keys from {servers} servers, one of which is stopped (SIGSTOP), {value}-byte values"
+            ),
         }
     }
 
@@ -82,13 +105,17 @@ impl Case {
     pub fn keys(self) -> usize {
         match self {
             Self::Singles(_) | Self::Neighbour(_) => 1,
+            Self::Pool(_) | Self::Stopped(_) => SPREAD,
             Self::Bulk(keys) | Self::Accessor(keys) | Self::Fill(keys) | Self::Delete(keys) => keys,
         }
     }
 
     /// Whether its calls follow one another, each with a batch of keys.
     pub fn is_batch(self) -> bool {
-        !matches!(self, Self::Singles(_) | Self::Neighbour(_))
+        !matches!(
+            self,
+            Self::Singles(_) | Self::Neighbour(_) | Self::Stopped(_)
+        )
     }
 
     /// Measures all subjects that can do it, on a server of its own.
@@ -99,9 +126,12 @@ impl Case {
         pace: Pace,
     ) -> Result<Vec<Row>> {
         let options = self.server_options();
-        let server = block_in_place(|| MemcachedServer::start(Listen::Tcp, options));
+        let servers: Vec<_> = (0..self.servers())
+            .map(|_| block_in_place(|| MemcachedServer::start(Listen::Tcp, options)))
+            .collect();
         let stage = Stage {
-            server: server.address(),
+            server: servers[0].address(),
+            servers: servers.iter().map(MemcachedServer::address).collect(),
             work: Arc::new(self.work(value)),
         };
         if !matches!(self, Self::Accessor(_)) {
@@ -162,6 +192,16 @@ impl Case {
                 });
                 measure::neighbours(entrants.await, stage, longer).await
             }
+            Self::Pool(_) => {
+                let entrants = enter(subjects, |subject| {
+                    Box::pin(async move {
+                        let job = subject.spread(stage).await.transpose()?;
+                        Some(checked_fetch(job, stage).await)
+                    })
+                });
+                measure::jobs(entrants.await, stage, Before::Nothing, pace).await?
+            }
+            Self::Stopped(_) => stopped::run(&servers, stage, pace).await?,
         })
     }
 
@@ -171,7 +211,16 @@ impl Case {
             Self::Neighbour(keys) => Work::new(keys, value),
             // Every subject has entries of its own, and a server's default memory is 64 MiB.
             Self::Accessor(keys) => Work::new(keys, value).first(5),
+            // Each server of a pool has all of it.
+            Self::Pool(_) | Self::Stopped(_) => Work::new(SPREAD, value).first(5),
             Self::Bulk(keys) | Self::Fill(keys) | Self::Delete(keys) => Work::new(keys, value),
+        }
+    }
+
+    fn servers(self) -> usize {
+        match self {
+            Self::Pool(servers) | Self::Stopped(servers) => servers,
+            _ => 1,
         }
     }
 
@@ -182,17 +231,21 @@ impl Case {
             Self::Singles(_) => &["-c", "4096"],
             // With several threads it would be luck whether the two share one.
             Self::Neighbour(_) => &["-t", "1"],
+            // So that fifty of them fit on one machine.
+            Self::Pool(_) | Self::Stopped(_) => &["-m", "8", "-t", "1"],
             _ => &[],
         }
     }
 }
 
 impl Stage {
-    /// Stores all of the work's items.
+    /// Stores all of the work's items, on every server: which of them is asked for a key is the client's business.
     async fn furnish(&self) -> Result<()> {
-        let mut wire = Wire::connect(&self.server).await?;
-        for batch in &self.work.batches {
-            wire.store(batch).await?;
+        for server in &self.servers {
+            let mut wire = Wire::connect(server).await?;
+            for batch in &self.work.batches {
+                wire.store(batch).await?;
+            }
         }
         Ok(())
     }

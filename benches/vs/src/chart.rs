@@ -125,11 +125,18 @@ fn measure(case: Case) -> Measure {
             better: "less is better",
             of: |figures| figures.p99,
         },
-        Case::Bulk(_) | Case::Accessor(_) | Case::Fill(_) | Case::Delete(_) => Measure {
-            unit: "microseconds per call",
+        Case::Stopped(_) => Measure {
+            unit: "p99 in microseconds per call",
             better: "less is better",
-            of: |figures| figures.p50,
+            of: |figures| figures.p99,
         },
+        Case::Bulk(_) | Case::Accessor(_) | Case::Fill(_) | Case::Delete(_) | Case::Pool(_) => {
+            Measure {
+                unit: "microseconds per call",
+                better: "less is better",
+                of: |figures| figures.p50,
+            }
+        }
     }
 }
 

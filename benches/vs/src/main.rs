@@ -11,6 +11,7 @@ mod options;
 mod outcome;
 mod recorder;
 mod report;
+mod stopped;
 mod subjects;
 mod targets;
 mod wire;

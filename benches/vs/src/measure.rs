@@ -49,6 +49,11 @@ pub struct Figures {
     pub p50: f64,
     /// How long all but one in a hundred took at most.
     pub p99: f64,
+    /// How long the longest took.
+    pub max: f64,
+    /// How many calls there were, and how many of them waited for a deadline.
+    pub calls: usize,
+    pub late: usize,
     /// Calls answered in a second: of the bulk, where there are neighbours.
     pub per_second: f64,
     /// What a call cost the client: a bulk call with the single gets beside it, where there are neighbours.
@@ -116,8 +121,10 @@ impl<W> Entrant<W> {
             self.row.figures = Ok(Figures {
                 p50: median(|figures| figures.p50),
                 p99: median(|figures| figures.p99),
+                max: median(|figures| figures.max),
                 per_second: median(|figures| figures.per_second),
                 cpu: median(|figures| figures.cpu),
+                ..Figures::default()
             });
         }
         self.row
@@ -314,7 +321,7 @@ async fn patiently<T>(round: impl Future<Output = Result<T>> + Send) -> Result<T
 }
 
 /// The figures of these calls, which overlapped if the time they took in all is given.
-fn figures(mut latencies: Vec<u64>, cpu: Duration, elapsed: Option<Duration>) -> Figures {
+pub fn figures(mut latencies: Vec<u64>, cpu: Duration, elapsed: Option<Duration>) -> Figures {
     latencies.sort_unstable();
     let at = |share: f64| latencies[((latencies.len() - 1) as f64 * share).round() as usize];
     let count = latencies.len() as f64;
@@ -323,6 +330,9 @@ fn figures(mut latencies: Vec<u64>, cpu: Duration, elapsed: Option<Duration>) ->
     Figures {
         p50: at(0.5) as f64 / 1e3,
         p99: at(0.99) as f64 / 1e3,
+        max: at(1.0) as f64 / 1e3,
+        calls: latencies.len(),
+        late: 0,
         per_second: count / elapsed.as_secs_f64(),
         cpu: cpu.as_secs_f64() * 1e6 / count,
     }
@@ -335,7 +345,7 @@ fn cpu_time() -> Result<Duration> {
     Ok(Duration::from_micros(microseconds.try_into()?))
 }
 
-fn nanoseconds(duration: Duration) -> u64 {
+pub fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 

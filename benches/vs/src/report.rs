@@ -56,7 +56,10 @@ pub fn text(outcome: &Outcome) -> String {
     let table = match case {
         Case::Singles(_) => singles(outcome),
         Case::Neighbour(_) => neighbours(outcome),
-        Case::Bulk(_) | Case::Accessor(_) | Case::Fill(_) | Case::Delete(_) => batches(outcome),
+        Case::Stopped(_) => stopped(outcome),
+        Case::Bulk(_) | Case::Accessor(_) | Case::Fill(_) | Case::Delete(_) | Case::Pool(_) => {
+            batches(outcome)
+        }
     };
     text.push_str(&table.to_string());
     for row in rows {
@@ -130,6 +133,21 @@ fn neighbours(outcome: &Outcome) -> Table {
     table
 }
 
+fn stopped(outcome: &Outcome) -> Table {
+    let mut table = Table::new(["", "calls", "p50 us", "p99 us", "max us", "paid a deadline"]);
+    for (row, figures) in measured(outcome) {
+        table.row([
+            row.subject.to_owned(),
+            figures.calls.to_string(),
+            format!("{:.0}", figures.p50),
+            format!("{:.0}", figures.p99),
+            format!("{:.0}", figures.max),
+            figures.late.to_string(),
+        ]);
+    }
+    table
+}
+
 fn measured(outcome: &Outcome) -> impl Iterator<Item = (&Row, &Figures)> {
     let rows = outcome.rows.iter();
     rows.filter_map(|row| Some((row, row.figures.as_ref().ok()?)))
@@ -165,11 +183,17 @@ struct Line<'a> {
     /// Only where calls overlap.
     #[serde(skip_serializing_if = "Option::is_none")]
     p99_us: Option<f64>,
+    /// Only where a server is stopped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_us: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    paid_a_deadline: Option<usize>,
 }
 
 /// A case's outcome, an object a line.
 pub fn json(outcome: &Outcome) -> String {
     let case = outcome.case.name();
+    let is_stopped = matches!(outcome.case, Case::Stopped(_));
     let thousandths = |figure: f64| (figure * 1e3).round() / 1e3;
     let mut lines = String::new();
     for (row, figures) in measured(outcome) {
@@ -181,6 +205,8 @@ pub fn json(outcome: &Outcome) -> String {
             kkeys_per_s: thousandths(kilokeys(outcome, figures)),
             cpu_us: thousandths(figures.cpu),
             p99_us: (!outcome.case.is_batch()).then(|| thousandths(figures.p99)),
+            max_us: is_stopped.then(|| thousandths(figures.max)),
+            paid_a_deadline: is_stopped.then_some(figures.late),
         };
         lines.push_str(&serde_json::to_string(&line).expect("figures and names are JSON"));
         lines.push('\n');

@@ -411,8 +411,10 @@ pub struct ServerStats {
     pub server: String,
     /// Whether it is being asked: `up`, `connecting`, `down` (its breaker is open), `idle` (not asked yet).
     pub state: &'static str,
-    /// The last thing that went wrong.
+    /// The last thing that went wrong, also when all is well again. It names no credentials.
     pub last_error: Option<String>,
+    /// How many seconds ago that was.
+    pub last_error_age_s: Option<u64>,
     /// Command batches sent.
     pub trips: u64,
     /// Keys in them.
@@ -425,6 +427,12 @@ pub struct ServerStats {
     pub in_flight: u64,
     /// Connections made.
     pub connects: u64,
+    /// Those of them that took the place of one that was lost.
+    pub reconnects: u64,
+    /// Requests whose caller stopped waiting before the answer came.
+    pub timeouts: u64,
+    /// How often it was taken for down.
+    pub times_down: u64,
     /// Replies that couldn't be placed. Anything above zero deserves a page.
     pub protocol_violations: u64,
     /// Stores the server had no room for.

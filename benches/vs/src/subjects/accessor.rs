@@ -146,7 +146,7 @@ impl Reading {
             messages.map(|message| (message.id, message)).collect(),
         ));
         let cache = Cache::builder(source)
-            .backend(larder::Client::connect(server, form, 1)?.into_backend())
+            .backend(larder::Client::connect([server], form, 1)?.into_backend())
             .prefix(Prefix::new("bench")?)
             .register::<MessageById>()
             .build()
@@ -223,7 +223,7 @@ impl Subject for Limit {
             payloads.push(entries);
             exchanges.push(exchange);
         }
-        let replay = Replay::connect(stage, exchanges).await?;
+        let replay = Replay::connect(&stage.server, exchanges).await?;
         Ok(Some(Box::new(Decoding { replay, payloads })))
     }
 }

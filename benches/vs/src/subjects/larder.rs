@@ -8,7 +8,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use larder_backends::{BulkForm, Memcached, MemcachedConfig};
 use larder_core::{
-    Backend, BackendExt as _, Fill, FillOutcome, GetOptions, Keys, Lease, Lookup, Rt, WriteOptions,
+    Backend, BackendExt as _, ErrorKind, Fill, FillOutcome, GetOptions, Keys, Lease, Lookup, Rt,
+    WriteOptions,
 };
 
 use super::{
@@ -38,7 +39,7 @@ struct Larder {
 
 impl Larder {
     fn client(&self, stage: &Stage) -> Result<Client> {
-        Client::connect(&stage.server, self.form, self.connections)
+        Client::connect([&stage.server], self.form, self.connections)
     }
 
     /// Only singles go over several connections, and only bulk reads know two forms.
@@ -70,6 +71,14 @@ impl Subject for Larder {
             return Ok(None);
         }
         Ok(Some(Box::new(self.client(stage)?.fetching())))
+    }
+
+    async fn spread(&self, stage: &Stage) -> Result<Option<Box<dyn Fetch>>> {
+        if self.connections > 1 {
+            return Ok(None);
+        }
+        let client = Client::connect(&stage.servers, self.form, 1)?;
+        Ok(Some(Box::new(client.fetching())))
     }
 
     async fn fill(&self, stage: &Stage) -> Result<Option<Box<dyn Job>>> {
@@ -109,11 +118,15 @@ impl Subject for Larder {
 
 /// A client and the jobs it does; the limit records these very jobs.
 #[derive(Clone)]
-pub(super) struct Client(Arc<Memcached>);
+pub struct Client(Arc<Memcached>);
 
 impl Client {
-    pub(super) fn connect(server: &str, form: Form, connections: usize) -> Result<Self> {
-        let mut config = MemcachedConfig::new([server]);
+    pub fn connect(
+        servers: impl IntoIterator<Item = impl Into<String>>,
+        form: Form,
+        connections: usize,
+    ) -> Result<Self> {
+        let mut config = MemcachedConfig::new(servers);
         config.connections = connections;
         config.bulk = match form {
             Form::Meta => BulkForm::Meta,
@@ -140,6 +153,20 @@ impl Client {
 
     pub(super) fn deleting(&self) -> Deleting {
         Deleting(self.clone())
+    }
+
+    /// Fetches the batch: how many of its keys weren't answered in time, and how many weren't asked for at all.
+    pub async fn fetch_what_is_there(&self, batch: &Batch) -> Result<(usize, usize)> {
+        let (mut late, mut refused) = (0, 0);
+        for answer in self.look_up(&keys_of(batch)?).await {
+            match answer {
+                Ok(Lookup::Hit { .. }) => {}
+                Ok(other) => bail!("a stored key is answered {other:?}"),
+                Err(error) if error.kind() == ErrorKind::Timeout => late += 1,
+                Err(_) => refused += 1,
+            }
+        }
+        Ok((late, refused))
     }
 
     async fn look_up(&self, keys: &Keys) -> Vec<larder_core::Result<Lookup>> {

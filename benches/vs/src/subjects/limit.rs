@@ -10,6 +10,7 @@ use bytes::Bytes;
 use memchr::memmem;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::net::tcp::ReadHalf;
 
 use super::{Fetch, Form, Job, Side, Stage, Subject, larder, names};
 use crate::recorder::{Exchange, Recorder};
@@ -56,7 +57,33 @@ impl Subject for Limit {
         // The first call dials and greets, which isn't part of what a call sends.
         job.run(&stage.work.batches[0]).await?;
         let exchanges = client.record(&mut job, stage).await?;
-        Ok(Some(Box::new(Replay::connect(stage, exchanges).await?)))
+        Ok(Some(Box::new(
+            Replay::connect(&stage.server, exchanges).await?,
+        )))
+    }
+
+    async fn spread(&self, stage: &Stage) -> Result<Option<Box<dyn Fetch>>> {
+        let mut recorders = Vec::new();
+        for server in &stage.servers {
+            recorders.push(Recorder::start(server).await?);
+        }
+        let addresses: Vec<_> = recorders.iter().map(Recorder::address).collect();
+        let mut job = larder::Client::connect(&addresses, self.form, 1)?.fetching();
+        let mut exchanges = vec![Vec::new(); recorders.len()];
+        for batch in &stage.work.batches {
+            // The first call dials and greets, which isn't part of what a call sends.
+            job.run(batch).await?;
+            recorders.iter().for_each(Recorder::rewind);
+            job.run(batch).await?;
+            for (recorder, exchanges) in recorders.iter().zip(&mut exchanges) {
+                exchanges.push(recorder.recorded()?);
+            }
+        }
+        let mut replays = Vec::new();
+        for (server, exchanges) in stage.servers.iter().zip(exchanges) {
+            replays.push(Replay::connect(server, exchanges).await?);
+        }
+        Ok(Some(Box::new(Spread(replays))))
     }
 
     async fn fill(&self, stage: &Stage) -> Result<Option<Box<dyn Job>>> {
@@ -72,7 +99,7 @@ impl Subject for Limit {
             job.prepare(batch).await?;
             exchanges.push(client.record_one(&mut job, batch).await?);
         }
-        let replay = Replay::connect(stage, exchanges).await?;
+        let replay = Replay::connect(&stage.server, exchanges).await?;
         Ok(Some(Box::new(Fill { replay, wire })))
     }
 
@@ -89,7 +116,9 @@ impl Subject for Limit {
             wire.store(batch).await?;
             exchanges.push(client.record_one(&mut job, batch).await?);
         }
-        Ok(Some(Box::new(Replay::connect(stage, exchanges).await?)))
+        Ok(Some(Box::new(
+            Replay::connect(&stage.server, exchanges).await?,
+        )))
     }
 }
 
@@ -102,7 +131,7 @@ struct Recorded {
 impl Recorded {
     async fn start(stage: &Stage, form: Form) -> Result<Self> {
         let recorder = Recorder::start(&stage.server).await?;
-        let client = larder::Client::connect(&recorder.address(), form, 1)?;
+        let client = larder::Client::connect([&recorder.address()], form, 1)?;
         Ok(Self { recorder, client })
     }
 
@@ -130,8 +159,8 @@ pub(super) struct Replay {
 }
 
 impl Replay {
-    pub(super) async fn connect(stage: &Stage, exchanges: Vec<Exchange>) -> Result<Self> {
-        let stream = TcpStream::connect(&stage.server).await?;
+    pub(super) async fn connect(server: &str, exchanges: Vec<Exchange>) -> Result<Self> {
+        let stream = TcpStream::connect(server).await?;
         stream.set_nodelay(true)?;
         let buffer = vec![0; READ];
         Ok(Self {
@@ -146,25 +175,66 @@ impl Replay {
         let Exchange { request, reply } = &self.exchanges[number];
         let (mut reader, mut writer) = self.stream.split();
         let write = async { writer.write_all(request).await.map_err(Into::into) };
-        let read = async {
-            let mut left = reply.len();
-            let mut tail = &[][..];
-            while left > 0 {
-                let length = reader.read(&mut self.buffer).await?;
-                ensure!(length > 0, "the server hung up");
-                left = left
-                    .checked_sub(length)
-                    .context("the answer was longer than recorded")?;
-                tail = &self.buffer[length.saturating_sub(TAIL)..length];
-            }
-            ensure!(
-                reply.ends_with(tail),
-                "the answer ended unlike the recorded one"
-            );
-            anyhow::Ok(())
-        };
-        tokio::try_join!(write, read)?;
+        tokio::try_join!(write, skim(&mut reader, reply, &mut self.buffer))?;
         Ok(())
+    }
+}
+
+/// Reads an answer, and compares its length and its end with those of the recorded one.
+async fn skim(reader: &mut ReadHalf<'_>, recorded: &[u8], buffer: &mut [u8]) -> Result<()> {
+    let mut left = recorded.len();
+    let mut tail = &[][..];
+    while left > 0 {
+        let length = reader.read(buffer).await?;
+        ensure!(length > 0, "the server hung up");
+        left = left
+            .checked_sub(length)
+            .context("the answer was longer than recorded")?;
+        tail = &buffer[length.saturating_sub(TAIL)..length];
+    }
+    ensure!(
+        recorded.ends_with(tail),
+        "the answer ended unlike the recorded one"
+    );
+    Ok(())
+}
+
+/// The replays of several servers: all requests go out, and then one answer is read after the other, most of which have
+/// come by then. A part is short enough to be written though nobody reads yet.
+struct Spread(Vec<Replay>);
+
+#[async_trait]
+impl Job for Spread {
+    async fn run(&mut self, batch: &Batch) -> Result<()> {
+        if let [replay] = &mut self.0[..] {
+            return replay.replay(batch.number).await;
+        }
+        for replay in &mut self.0 {
+            let request = &replay.exchanges[batch.number].request;
+            replay.stream.write_all(request).await?;
+        }
+        for replay in &mut self.0 {
+            let reply = &replay.exchanges[batch.number].reply;
+            skim(&mut replay.stream.split().0, reply, &mut replay.buffer).await?;
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Fetch for Spread {
+    async fn answers(&mut self, batch: &Batch) -> Result<Vec<Bytes>> {
+        self.run(batch).await?;
+        let replies: Vec<_> = self
+            .0
+            .iter()
+            .map(|replay| &replay.exchanges[batch.number].reply)
+            .collect();
+        for value in &batch.values {
+            let found = |reply: &&Vec<u8>| memmem::find(reply, value).is_some();
+            ensure!(replies.iter().any(found), "a value is missing");
+        }
+        Ok(batch.values.clone())
     }
 }
 

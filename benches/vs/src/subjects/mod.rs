@@ -4,7 +4,7 @@ mod accessor;
 mod async_memcached;
 mod classic;
 mod exp;
-mod larder;
+pub mod larder;
 mod limit;
 mod plain;
 
@@ -34,6 +34,11 @@ pub trait Subject: Send + Sync {
 
     /// Fetches batches.
     async fn fetch(&self, _stage: &Stage) -> Result<Option<Box<dyn Fetch>>> {
+        Ok(None)
+    }
+
+    /// Fetches batches from all servers of the stage.
+    async fn spread(&self, _stage: &Stage) -> Result<Option<Box<dyn Fetch>>> {
         Ok(None)
     }
 
@@ -116,9 +121,11 @@ pub enum Form {
 /// Where a case takes place.
 #[derive(Clone, Debug)]
 pub struct Stage {
-    /// The server's address.
+    /// The server's address: the first's, if there are several.
     pub server: String,
-    /// What the server holds.
+    /// The addresses of all servers.
+    pub servers: Vec<String>,
+    /// What each server holds.
     pub work: Arc<Work>,
 }
 
