@@ -15,11 +15,6 @@ mod exchange;
 mod handshake;
 mod protocol;
 mod server;
-#[cfg_attr(
-    not(feature = "__transport"),
-    expect(unreachable_pub, reason = "public behind the hidden feature")
-)]
-mod transport;
 
 use std::fmt;
 use std::future::poll_fn;
@@ -38,11 +33,12 @@ use xxhash_rust::xxh3::xxh3_64;
 use batch::{Job, Outcome, Part};
 use server::Server;
 
-pub use config::{BulkForm, MemcachedConfig};
+use crate::transport;
 #[cfg(feature = "__transport")]
-pub use transport::{Address, Io, Sockets, Transport};
+pub use crate::transport::{Address, Io, Sockets, Transport};
 #[cfg(not(feature = "__transport"))]
-use transport::{Address, Sockets, Transport};
+use crate::transport::{Address, Sockets, Transport};
+pub use config::{BulkForm, MemcachedConfig};
 
 /// A pool of memcached servers, each key on one of them.
 ///

@@ -140,6 +140,16 @@ impl RawRedis {
         line
     }
 
+    /// Says the password of the default user.
+    ///
+    /// # Panics
+    ///
+    /// If that isn't it.
+    pub async fn login(&mut self, password: &str) {
+        let reply = self.call(&["AUTH", password]).await;
+        assert_eq!(reply, Reply::Text("OK".into()), "logging in");
+    }
+
     /// What the server has under this key.
     ///
     /// # Panics
