@@ -3,12 +3,15 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use larder_backends::memcached::BulkForm;
-use larder_backends::{Memcached, MemcachedConfig, Memory, MemoryConfig};
+use larder_backends::{Memcached, MemcachedConfig, Memory, MemoryConfig, Redis, RedisConfig};
+use larder_core::config::Secret;
 use larder_core::conformance::{Abilities, Peeked, Subject};
 use larder_core::{Backend, Observed, Rt};
 use larder_harness::fake::{Fake, Network};
 use larder_harness::raw::Raw;
+use larder_harness::redis::{RawRedis, RedisServer};
 use larder_harness::server::{Listen, MemcachedServer};
 
 larder_core::conformance! {
@@ -54,6 +57,14 @@ larder_core::conformance! {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     observed_memcached => ObservedSubject(MemcachedSubject::start(Listen::Tcp, 2, BulkForm::Meta));
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    redis_tcp => RedisSubject::start(Listen::Tcp),
+        except [dead_server_fails_only_its_keys];
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    redis_unix => RedisSubject::start(Listen::Unix),
+        except [dead_server_fails_only_its_keys];
 }
 
 /// The memory store, under tokio's paused clock.
@@ -263,5 +274,76 @@ impl<S: Subject> Subject for ObservedSubject<S> {
 
     fn secrets(&self) -> Vec<String> {
         self.0.secrets()
+    }
+}
+
+/// The Redis client over a real server, each case its own.
+struct RedisSubject(Mutex<RedisServer>);
+
+impl RedisSubject {
+    const PASSWORD: &str = "correct-horse";
+
+    fn start(listen: Listen) -> Self {
+        let arguments = ["--maxmemory", "256mb", "--requirepass", Self::PASSWORD];
+        Self(Mutex::new(RedisServer::start(listen, &arguments)))
+    }
+
+    fn server(&self) -> MutexGuard<'_, RedisServer> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait::async_trait]
+impl Subject for RedisSubject {
+    fn can(&self) -> Abilities {
+        Abilities::one_server().peeks().kills().stops()
+    }
+
+    async fn backend(&self) -> Arc<dyn Backend> {
+        let mut config = RedisConfig::new(self.server().address());
+        config.password = Some(Secret::new(Self::PASSWORD));
+        // Time enough for a machine that runs other tests beside this, and none lost waiting to dial again.
+        config.connect_timeout = Duration::from_secs(2);
+        config.timeout = Duration::from_secs(3);
+        config.flush_timeout = Duration::from_secs(3);
+        config.backoff_limit = Duration::from_millis(200);
+        Arc::new(Redis::new(config, Rt::new()).expect("the configuration can work"))
+    }
+
+    async fn advance(&self, duration: Duration) {
+        tokio::time::sleep(duration).await;
+    }
+
+    async fn peek(&self, key: &str) -> Option<Peeked> {
+        let address = self.server().address();
+        let mut raw = RawRedis::connect(&address).await;
+        raw.login(Self::PASSWORD).await;
+        let stored = raw.get(key).await?;
+        // A value follows 17 bytes of the client's; a placeholder is nothing but those and when it was placed.
+        let value = match stored[0] {
+            b'L' => Bytes::new(),
+            _ => stored.slice(17..),
+        };
+        Some(Peeked::new(value, raw.ttl(key).await))
+    }
+
+    async fn kill(&self, _: usize) {
+        self.server().kill();
+    }
+
+    async fn restart(&self, _: usize) {
+        self.server().restart();
+    }
+
+    async fn stop(&self, _: usize) {
+        self.server().stop();
+    }
+
+    async fn resume(&self, _: usize) {
+        self.server().resume();
+    }
+
+    fn secrets(&self) -> Vec<String> {
+        vec![Self::PASSWORD.to_owned()]
     }
 }

@@ -1,11 +1,23 @@
 //! The stores behind larder: each knows bytes, keys and leases, and nothing of the values in them.
 
+#[cfg(feature = "redis")]
+mod health;
 #[cfg(feature = "memcached")]
 pub mod memcached;
 #[cfg(feature = "memory")]
 mod memory;
+#[cfg(feature = "redis")]
+pub mod redis;
 mod registry;
+#[cfg(any(feature = "memcached", feature = "redis"))]
+#[cfg_attr(
+    not(feature = "__transport"),
+    expect(unreachable_pub, reason = "public behind the hidden feature")
+)]
+mod transport;
 
+#[cfg(feature = "redis")]
+pub use self::redis::{Redis, RedisConfig};
 #[cfg(feature = "memcached")]
 pub use memcached::{BulkForm, Memcached, MemcachedConfig};
 #[cfg(feature = "memory")]

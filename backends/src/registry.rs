@@ -36,7 +36,7 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// The schemes that are built in: `memory` and `memcached`, as far as their features are on.
+    /// The schemes that are built in: `memory`, `memcached` and `redis`, as far as their features are on.
     pub fn new() -> Self {
         let registry = Self {
             schemes: BTreeMap::new(),
@@ -45,6 +45,8 @@ impl Registry {
         let registry = registry.with("memory", crate::Memory::new);
         #[cfg(feature = "memcached")]
         let registry = registry.with("memcached", crate::memcached::Memcached::new);
+        #[cfg(feature = "redis")]
+        let registry = registry.with("redis", crate::redis::Redis::new);
         registry
     }
 
@@ -90,7 +92,7 @@ impl Registry {
         let (scheme, origin) = (settings.backend(), settings.backend_origin());
         let known: Vec<_> = self.schemes.keys().map(String::as_str).collect();
         let remedy = match scheme {
-            "memory" | "memcached" => format!("; turn on larder's feature `{scheme}`"),
+            "memory" | "memcached" | "redis" => format!("; turn on larder's feature `{scheme}`"),
             _ => String::new(),
         };
         let message = format!(

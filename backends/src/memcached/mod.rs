@@ -16,11 +16,6 @@ mod handshake;
 mod placement;
 mod protocol;
 mod server;
-#[cfg_attr(
-    not(feature = "__transport"),
-    expect(unreachable_pub, reason = "public behind the hidden feature")
-)]
-mod transport;
 
 use std::fmt;
 use std::future::poll_fn;
@@ -39,11 +34,12 @@ use batch::{Job, Look, Outcome, Part};
 use placement::Placement;
 use server::Server;
 
-pub use config::{BulkForm, Hashing, MemcachedConfig};
+use crate::transport;
 #[cfg(feature = "__transport")]
-pub use transport::{Address, Io, Sockets, Transport};
+pub use crate::transport::{Address, Io, Sockets, Transport};
 #[cfg(not(feature = "__transport"))]
-use transport::{Sockets, Transport};
+use crate::transport::{Address, Sockets, Transport};
+pub use config::{BulkForm, Hashing, MemcachedConfig};
 
 /// A pool of memcached servers, each key on one of them.
 ///

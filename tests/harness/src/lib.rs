@@ -3,4 +3,6 @@
 pub mod fake;
 pub mod proxy;
 pub mod raw;
+pub mod redis;
+mod redis_raw;
 pub mod server;

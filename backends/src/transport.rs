@@ -1,6 +1,6 @@
-//! Where bytes come from and go to: the seam under the client.
+//! Where bytes come from and go to: the seam under the clients.
 //!
-//! The client knows an [`Address`], dials it through a [`Transport`], and talks through the two halves of an [`Io`].
+//! A client knows an [`Address`], dials it through a [`Transport`], and talks through the two halves of an [`Io`].
 //! [`Sockets`] is the real transport; larder's fake server is another.
 
 use std::fmt;
@@ -33,26 +33,31 @@ pub enum Address {
 
 impl Address {
     /// memcached's registered port.
-    pub(super) const DEFAULT_PORT: u16 = 11211;
+    pub(crate) const DEFAULT_PORT: u16 = 11211;
 
     /// Reads `host`, `host:port`, `1.2.3.4:port`, `[::1]:port`, `/path` or `unix:/path`; the port is 11211 by default.
     pub fn parse(text: &str) -> Result<Self> {
+        Self::parse_of("memcached", Self::DEFAULT_PORT, text)
+    }
+
+    /// The same for a server of this kind, which has a default port of its own.
+    pub(crate) fn parse_of(kind: &str, default_port: u16, text: &str) -> Result<Self> {
         let path = text.strip_prefix("unix:").unwrap_or(text);
         if path.starts_with('/') {
             return Ok(Self::Unix(PathBuf::from(path)));
         }
-        Self::parse_tcp(text).ok_or_else(|| {
+        Self::parse_tcp(text, default_port).ok_or_else(|| {
             Error::new(
                 ErrorKind::Config,
                 format!(
-                    "`{}` can't be a memcached server; it takes host, host:port, [ipv6]:port or /path/of/a/socket",
+                    "`{}` can't be a {kind} server; it takes host, host:port, [ipv6]:port or /path/of/a/socket",
                     text.escape_debug()
                 ),
             )
         })
     }
 
-    fn parse_tcp(text: &str) -> Option<Self> {
+    fn parse_tcp(text: &str, default_port: u16) -> Option<Self> {
         let (host, port) = if let Some(rest) = text.strip_prefix('[') {
             let (host, rest) = rest.split_once(']')?;
             (
@@ -70,7 +75,7 @@ impl Address {
             (host.to_ascii_lowercase(), port)
         };
         let port = match port? {
-            "" => Self::DEFAULT_PORT,
+            "" => default_port,
             digits if digits.bytes().all(|byte| byte.is_ascii_digit()) => digits.parse().ok()?,
             _ => return None,
         };
