@@ -192,7 +192,8 @@ pub trait Form<V>: 'static {
     ///
     /// By default it is estimated from the stored form, which takes about as long as encoding it.
     fn bytes(value: &V) -> usize {
-        size_of::<V>() + Self::to_stored(value).map_or(0, |stored| owned_bytes(&stored))
+        let size = size_of::<V>();
+        size + Self::to_stored(value).map_or(0, |stored| owned_bytes(&stored, size))
     }
 }
 
