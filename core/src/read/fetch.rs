@@ -483,7 +483,8 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
             }
         }
         self.finish().await?;
-        self.memo.keep(self.cache, &*self.accessor, &*self.asked);
+        self.memo
+            .keep(self.cache, &*self.accessor, &*self.asked, way);
         Ok(())
     }
 

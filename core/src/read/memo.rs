@@ -1,6 +1,7 @@
 //! The tier in front of a read: what it has is taken from it, and what is read is put into it.
 
 use std::any::TypeId;
+use std::sync::Arc;
 
 use super::accessor::{Accessor, Only};
 use super::fetch::{Asked, Positions, Way};
@@ -168,6 +169,7 @@ impl<'f> Memo<'f> {
         cache: &Cache<D::Source>,
         accessor: &Accessor<D>,
         asked: &impl Asked<D>,
+        way: Way,
     ) {
         let Some(open) = &self.open else { return };
         if D::Tier::KIND == TierKind::Deploy && !D::Form::STORED {
@@ -184,6 +186,29 @@ impl<'f> Memo<'f> {
                 asked.value(position),
             );
         }
+        if way == Way::Refresh {
+            self.drop_other(asked);
+        }
+    }
+
+    /// Of what is refreshed, drops what another read of the same scope put meanwhile: it may be what the store had before.
+    fn drop_other<D: Dataset>(&self, asked: &impl Asked<D>) {
+        let Some(open) = &self.open else { return };
+        for (key, &position) in open.wire.iter().zip(&open.positions) {
+            let own = asked.value(position).and_then(D::Tier::share);
+            if let Recall::Kept(kept) = open.scope.get(key)
+                && !is_same(kept.as_ref(), own.as_ref())
+            {
+                open.scope.forget(&open.wire);
+            }
+        }
+    }
+}
+
+fn is_same(one: Option<&SharedValue>, other: Option<&SharedValue>) -> bool {
+    match (one, other) {
+        (Some(one), Some(other)) => std::ptr::addr_eq(Arc::as_ptr(one), Arc::as_ptr(other)),
+        (one, other) => one.is_none() && other.is_none(),
     }
 }
 
