@@ -22,8 +22,8 @@ const LIST: usize = size_of::<Vec<u8>>();
 const MAP: usize = 48;
 const SLACK: usize = 2;
 
-/// About how many bytes a value owns beside the `size` of its type, from its serialized form; 0 if it refuses to be
-/// serialized.
+/// About how many bytes a value owns beside the `size` of its type, from its serialized form; more than there may be if
+/// it refuses to be serialized.
 ///
 /// ```
 /// use larder_core::entry::owned_bytes;
@@ -36,7 +36,7 @@ const SLACK: usize = 2;
 pub fn owned_bytes<T: Serialize + ?Sized>(value: &T, size: usize) -> usize {
     // What doesn't fit into the type is behind a `Box`.
     let owned = |weight: Weight| weight.heap + weight.inline.saturating_sub(size);
-    value.serialize(Scale).map_or(0, owned)
+    value.serialize(Scale).map_or(usize::MAX, owned)
 }
 
 /// The bytes of a part of a value: inside of what holds it, and on the heap.
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_serialized_weighs_nothing() {
+    fn what_cannot_be_serialized_weighs_too_much() {
         struct Broken;
         impl Serialize for Broken {
             fn serialize<S: Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
