@@ -37,6 +37,9 @@ impl<S: Source> Cache<S> {
         accessor.flights.detach(&keys);
         let own = Own::drop_from::<D>(self, &keys);
         if !D::Form::STORED {
+            if let Some(own) = own {
+                own.drop_again(None);
+            }
             return Ok(());
         }
         let unsettled = self.tally.as_ref().map(|tally| tally.unsettled());
