@@ -7,7 +7,7 @@ mod memory;
 mod registry;
 
 #[cfg(feature = "memcached")]
-pub use memcached::{BulkForm, Memcached, MemcachedConfig};
+pub use memcached::{BulkForm, Hashing, Memcached, MemcachedConfig};
 #[cfg(feature = "memory")]
 pub use memory::{Memory, MemoryConfig};
 pub use registry::{BuilderExt, Registry};

@@ -219,6 +219,23 @@ async fn killing_and_hanging_the_store_fails_no_request() {
     changed.expect(200);
     let stats = chat.get("/stats").await.expect(200);
     assert_eq!(stats["servers"][0]["up"], false);
+    let health = &stats["backend"]["servers"][0];
+    assert_eq!(health["state"], "down");
+    // It was killed, started again, and then hung.
+    for counted in [
+        "reconnects",
+        "times_down",
+        "timeouts",
+        "bytes_in",
+        "bytes_out",
+    ] {
+        assert!(health[counted].as_u64() > Some(0), "{counted}: {health}");
+    }
+    assert!(
+        health["last_error"]
+            .as_str()
+            .is_some_and(|error| error.contains(&server.address()))
+    );
     chat.get("/healthz").await.expect(200);
 
     server.resume();
