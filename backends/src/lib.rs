@@ -19,7 +19,7 @@ mod transport;
 #[cfg(feature = "redis")]
 pub use self::redis::{Redis, RedisConfig};
 #[cfg(feature = "memcached")]
-pub use memcached::{BulkForm, Memcached, MemcachedConfig};
+pub use memcached::{BulkForm, Hashing, Memcached, MemcachedConfig};
 #[cfg(feature = "memory")]
 pub use memory::{Memory, MemoryConfig};
 pub use registry::{BuilderExt, Registry};

@@ -201,8 +201,10 @@ impl Memcached {
         // What is under way needs nobody to push it on: taken one after the other, most answers have come when their turn
         // is there, where a task that waits for all of them is woken by each.
         let started = async {
+            let mut turn = self.rt.turn();
             for look in started {
                 look.look_on(&mut found()).await;
+                turn.over().await;
             }
         };
         tokio::join!(others, started);
