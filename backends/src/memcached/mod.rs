@@ -38,7 +38,7 @@ use crate::transport;
 #[cfg(feature = "__transport")]
 pub use crate::transport::{Address, Io, Sockets, Transport};
 #[cfg(not(feature = "__transport"))]
-use crate::transport::{Address, Sockets, Transport};
+use crate::transport::{Sockets, Transport};
 pub use config::{BulkForm, Hashing, MemcachedConfig};
 
 /// A pool of memcached servers, each key on one of them.
