@@ -13,7 +13,7 @@ use super::flight::Ticket;
 use super::load::{self, Order};
 use super::memo::{self, Memo};
 use super::{
-    Answer, Batch, Cache, Changing, Dataset, DeployImmutable, DeployTier, Direct, Form, Immutable,
+    Answer, Batch, Cache, Changing, Dataset, DeployImmutable, DeployTier, Form, Immutable,
     Lifetime, LoadError, Reader, ReaderOf, Route, Source, Tier,
 };
 use crate::Instant;
@@ -69,13 +69,7 @@ pub async fn get<'a, D: Dataset>(
     reader: impl ReaderOf<'a, D::Source, D::Tier>,
     key: &D::Key,
 ) -> Result<Option<Answer<D>>, LoadError<D::Error>> {
-    match reader.route() {
-        Route::Cached(cache) => match memo::kept::<D>(cache, key) {
-            Some(value) => Ok(value),
-            None => read_one::<D>(cache, key, Way::Through).await,
-        },
-        Route::Direct(conn) => read_one::<D>(Direct(conn), key, Way::Through).await,
-    }
+    read_one::<D>(reader, key, Way::Through).await
 }
 
 /// The values of these keys: one exchange with the store per server, one call of the loader for what it hasn't, one
@@ -165,6 +159,11 @@ async fn read_one<'a, D: Dataset>(
     let mut one = One::<D> { key, value: None };
     match reader.route() {
         Route::Cached(cache) => {
+            if way == Way::Through
+                && let Some(value) = memo::kept::<D>(cache, key)
+            {
+                return Ok(value);
+            }
             if let Some(memo) = Memo::recall::<D>(cache, &mut one, way) {
                 let span = match way {
                     Way::Through => tracing::debug_span!(

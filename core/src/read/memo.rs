@@ -28,7 +28,8 @@ struct Open<'f> {
     distrusted: Positions,
 }
 
-/// What the tier has of one key that is read through: the way of a hit, without what a read of many takes along.
+/// What the tier has of one key that is read through, `None` if it has to be asked for: the way of a hit, without all
+/// that other reads take along.
 pub(super) fn kept<D: Dataset>(
     cache: &Cache<D::Source>,
     key: &D::Key,
@@ -42,9 +43,8 @@ pub(super) fn kept<D: Dataset>(
         None => {
             let mut wire = Keys::new();
             wire.push(cache.prefix(), D::NAME, key).ok()?;
-            match cache.scope_of(accessor)?.get(wire.get(0)) {
-                Recall::Kept(None) => None,
-                Recall::Kept(Some(value)) => Some(D::Tier::recall(value)?),
+            match recall::<D>(cache.scope_of(accessor)?, wire.get(0)) {
+                Recall::Kept(value) => value,
                 Recall::Unknown(_) | Recall::Distrusted => return None,
             }
         }
