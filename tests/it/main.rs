@@ -2,4 +2,5 @@
 
 mod memcached;
 mod read;
+mod redis;
 mod service;
