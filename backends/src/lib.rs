@@ -2,6 +2,8 @@
 
 #[cfg(feature = "redis")]
 mod health;
+#[cfg(any(feature = "memcached", feature = "redis"))]
+mod join;
 #[cfg(feature = "memcached")]
 pub mod memcached;
 #[cfg(feature = "memory")]
@@ -17,7 +19,7 @@ mod registry;
 mod transport;
 
 #[cfg(feature = "redis")]
-pub use self::redis::{Redis, RedisConfig};
+pub use self::redis::{Redis, RedisCluster, RedisConfig};
 #[cfg(feature = "memcached")]
 pub use memcached::{BulkForm, Hashing, Memcached, MemcachedConfig};
 #[cfg(feature = "memory")]

@@ -18,10 +18,7 @@ mod protocol;
 mod server;
 
 use std::fmt;
-use std::future::poll_fn;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::Poll;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -34,6 +31,7 @@ use batch::{Job, Look, Outcome, Part};
 use placement::Placement;
 use server::Server;
 
+use crate::join::join_all;
 use crate::transport;
 #[cfg(feature = "__transport")]
 pub use crate::transport::{Address, Io, Sockets, Transport};
@@ -389,30 +387,6 @@ pub fn read_replies<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> usize {
         }
     }
     replies
-}
-
-/// Waits for all of these at the same time, in the caller's task.
-async fn join_all<F: Future>(futures: impl IntoIterator<Item = F>) -> Vec<F::Output> {
-    let mut waiting: Vec<Pin<Box<F>>> = futures.into_iter().map(Box::pin).collect();
-    let mut outputs: Vec<Option<F::Output>> = Vec::new();
-    outputs.resize_with(waiting.len(), || None);
-    poll_fn(|cx| {
-        let mut all = Poll::Ready(());
-        for (future, output) in waiting.iter_mut().zip(&mut outputs) {
-            if output.is_none() {
-                match future.as_mut().poll(cx) {
-                    Poll::Ready(ready) => *output = Some(ready),
-                    Poll::Pending => all = Poll::Pending,
-                }
-            }
-        }
-        all
-    })
-    .await;
-    outputs
-        .into_iter()
-        .map(|output| output.expect("all are ready"))
-        .collect()
 }
 
 #[cfg(test)]

@@ -317,6 +317,13 @@ impl Connection {
     }
 }
 
+impl Drop for Connection {
+    /// Nobody will send anything more, so its task, which has a handle of its own, ends with what is under way.
+    fn drop(&mut self) {
+        self.drain();
+    }
+}
+
 impl std::fmt::Debug for Connection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Connection")
