@@ -660,11 +660,12 @@ impl<W: Watch> Task<W> {
             if exchange.deadline <= now {
                 exchange.fail(Failure::TimedOut);
                 timeouts += 1;
-                // Time in which this process had no turn isn't the server's: neither what passed before the request was
-                // written, nor what passed since the deadline.
+                // This process may have had no turn for a long time, and then its servers on this machine hadn't either:
+                // that says nothing of them.
                 let late = now.duration_since(exchange.deadline);
-                let silent = silence.saturating_sub(late) >= exchange.patience * 3 / 4;
-                if silent || late < exchange.patience / 2 {
+                if late < exchange.patience / 2 {
+                    // A request written a moment before the deadline, because this process was held up, proves nothing.
+                    let silent = silence.saturating_sub(late) >= exchange.patience * 3 / 4;
                     missed = Some(missed.unwrap_or(false) || silent);
                 }
             } else if next.is_none_or(|next| exchange.deadline < next) {
@@ -1139,8 +1140,8 @@ mod tests {
             // It saw to the deadline in time, or about.
             (Some(90), 101, &[false]),
             (None, 101, &[true]),
-            // Nothing came in the time that the caller gave, however late that was noticed.
-            (None, 900, &[true]),
+            // It slept, and perhaps the server slept as well.
+            (None, 220, &[]),
         ] {
             let mut scene = scene(1 << 10, None);
             let answered = scene.look(1, SOON);
