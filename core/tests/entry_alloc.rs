@@ -269,7 +269,9 @@ impl User {
             id,
             name: format!("User {id}"),
             email: format!("user.{id}@example.com"),
-            avatar: (id % 2 == 0).then(|| format!("https://example.com/avatars/{id}.png")),
+            avatar: id
+                .is_multiple_of(2)
+                .then(|| format!("https://example.com/avatars/{id}.png")),
             roles: vec![Role::Member, moderator],
             settings: (0..12).map(|n| (format!("setting_{n}"), true)).collect(),
         }
@@ -284,7 +286,8 @@ fn what_values_weigh_is_near_what_opening_them_allocates() {
         let marshaller = marshaller(Codec::Postcard);
         let entry = seal(&marshaller, value);
         let (info, opened) = measured(|| open::<T>(&marshaller, &entry));
-        let weighed = owned_bytes(&opened.unwrap().unwrap());
+        let opened = opened.unwrap().unwrap();
+        let weighed = owned_bytes(&opened, size_of_val(&opened));
         let allocated = info.bytes_current;
         let bounds = allocated as f64 * 0.75..=allocated as f64 * 1.7 + 64.0;
         assert!(

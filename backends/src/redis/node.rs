@@ -307,11 +307,6 @@ impl Node {
         });
     }
 
-    /// The error of every call while the server is taken for down.
-    pub(crate) fn down(&self) -> Option<Error> {
-        self.health.is_down().then(|| self.down_error())
-    }
-
     fn down_error(&self) -> Error {
         self.mind_probe(Health::usual_pause());
         self.health.down_error()

@@ -29,7 +29,6 @@ struct Rows {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Counts {
     pub(super) hits: u64,
-    pub(super) fills: u64,
     pub(super) deletes: u64,
     /// Reads, fills and deletes that failed.
     pub(super) errors: u64,
@@ -57,11 +56,10 @@ impl Traffic {
     }
 
     pub(super) fn counts(&self) -> Counts {
-        let [hits, fills, deletes, errors, unstored] =
+        let [hits, _, deletes, errors, unstored] =
             std::array::from_fn(|index| self.rows.counts[index].load(Ordering::Relaxed));
         Counts {
             hits,
-            fills,
             deletes,
             errors,
             unstored,
