@@ -190,3 +190,14 @@ async fn stores_open_as_written() {
     assert_eq!(open("cache").stats().servers.len(), 3);
     assert_eq!(open("redis").stats().servers.len(), 1);
 }
+
+#[cfg(feature = "redis")]
+#[tokio::test]
+async fn a_cluster_opens_as_written() {
+    let (cluster, _) = Registry::new().open(&table("cluster"), Rt::new()).unwrap();
+    assert_eq!(
+        cluster.to_string(),
+        "redis cluster (cache-1.example.com:6379, cache-2.example.com:6380)"
+    );
+    assert_eq!(cluster.stats().servers.len(), 2);
+}
