@@ -29,6 +29,7 @@ struct Rows {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Counts {
     pub(super) hits: u64,
+    pub(super) fills: u64,
     pub(super) deletes: u64,
     /// Reads, fills and deletes that failed.
     pub(super) errors: u64,
@@ -56,10 +57,11 @@ impl Traffic {
     }
 
     pub(super) fn counts(&self) -> Counts {
-        let [hits, _, deletes, errors, unstored] =
+        let [hits, fills, deletes, errors, unstored] =
             std::array::from_fn(|index| self.rows.counts[index].load(Ordering::Relaxed));
         Counts {
             hits,
+            fills,
             deletes,
             errors,
             unstored,
