@@ -383,6 +383,7 @@ mod tests {
                 Err(serde::ser::Error::custom("broken"))
             }
         }
-        assert_eq!(owned_bytes(&vec![Broken], size_of::<Vec<Broken>>()), 0);
+        let owned = owned_bytes(&vec![Broken], size_of::<Vec<Broken>>());
+        assert_eq!(owned, usize::MAX);
     }
 }
