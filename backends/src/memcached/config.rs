@@ -1,8 +1,9 @@
 //! How a memcached pool is configured.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use larder_core::config::{bytes, duration};
+use larder_core::config::{Secret, bytes, duration};
 use larder_core::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +30,24 @@ pub struct MemcachedConfig {
     pub connections: usize,
     /// How many keys are looked up.
     pub bulk: BulkForm,
+    /// Encrypts connections (`memcached -Z`; feature `tls`). Unix sockets stay as they are: memcached has no TLS on them.
+    ///
+    /// The files below are read when the pool is made, and again at every dial, so that certificates are renewed without
+    /// a restart; while what is there can't be used, what was read last is.
+    pub tls: bool,
+    /// PEM certificates of the authorities that a server's certificate may come from; by default those of the system.
+    pub ca_file: Option<PathBuf>,
+    /// The certificate, in PEM and followed by its intermediates, for servers that demand one of their clients.
+    pub cert_file: Option<PathBuf>,
+    /// The private key of `cert_file`, in PEM; may be the same file.
+    pub key_file: Option<PathBuf>,
+    /// The name or IP address that the certificate of every server is for; by default that by which `servers` names it.
+    pub server_name: Option<String>,
+    /// Who we are to servers that demand a password (`memcached -Y`).
+    pub user: Option<String>,
+    /// The password of `user`; a configuration has it in a variable of the environment, and names that: `password_env`.
+    #[serde(rename = "password_env")]
+    pub password: Option<Secret>,
     /// How long a dial may take, with the exchange in which the server introduces itself.
     #[serde(with = "duration")]
     pub connect_timeout: Duration,
@@ -78,6 +97,13 @@ impl Default for MemcachedConfig {
             servers: vec!["127.0.0.1:11211".to_owned()],
             connections: 1,
             bulk: BulkForm::Meta,
+            tls: false,
+            ca_file: None,
+            cert_file: None,
+            key_file: None,
+            server_name: None,
+            user: None,
+            password: None,
             connect_timeout: Duration::from_millis(250),
             timeout: Duration::from_millis(100),
             flush_timeout: Duration::from_secs(1),
@@ -139,11 +165,61 @@ impl MemcachedConfig {
                 self.max_item
             )));
         }
+        self.check_tls()?;
+        self.check_login()?;
         Ok(addresses)
+    }
+
+    /// A key that would be ignored is an error: whoever wrote it believes that connections are safer than they are.
+    fn check_tls(&self) -> Result<()> {
+        for (name, is_set) in [
+            ("ca_file", self.ca_file.is_some()),
+            ("cert_file", self.cert_file.is_some()),
+            ("key_file", self.key_file.is_some()),
+            ("server_name", self.server_name.is_some()),
+        ] {
+            if is_set && !self.tls {
+                return Err(refused(format!(
+                    "`{name}` is for TLS, which is off; set `tls = true`"
+                )));
+            }
+        }
+        match (&self.cert_file, &self.key_file) {
+            (Some(_), None) => Err(refused("`cert_file` needs its `key_file`".to_owned())),
+            (None, Some(_)) => Err(refused("`key_file` needs its `cert_file`".to_owned())),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_login(&self) -> Result<()> {
+        let (user, password) = match (&self.user, &self.password) {
+            (None, None) => return Ok(()),
+            (Some(user), Some(password)) => (user, password.expose()),
+            (Some(_), None) => return Err(refused("`user` needs its `password_env`".to_owned())),
+            (None, Some(_)) => return Err(refused("`password_env` needs its `user`".to_owned())),
+        };
+        // The server reads `user:password` lines and splits what it is sent at blanks.
+        let fits = |text: &str| {
+            !text.is_empty() && !text.contains(|c: char| c.is_ascii_whitespace() || c == '\0')
+        };
+        if !fits(user) || user.contains(':') {
+            return Err(refused(
+                "`user` has to be one word without a colon, since no server (-Y) takes another"
+                    .to_owned(),
+            ));
+        }
+        if !fits(password) {
+            return Err(refused(
+                "the password has to be one word without blanks, since no server (-Y) takes another"
+                    .to_owned(),
+            ));
+        }
+        Ok(())
     }
 }
 
-fn refused(message: String) -> Error {
+/// The error of a configuration that can't work.
+pub(super) fn refused(message: String) -> Error {
     Error::new(ErrorKind::Config, format!("memcached config: {message}"))
 }
 
@@ -172,6 +248,28 @@ mod tests {
         check_refused(|config| config.timeout = Duration::ZERO, "`timeout`");
         check_refused(|config| config.stall = Duration::MAX, "`stall`");
         check_refused(|config| config.max_item = 10, "`max_item`");
+        check_refused(|config| config.ca_file = Some("ca".into()), "`tls = true`");
+        check_refused(
+            |config| (config.tls, config.cert_file) = (true, Some("cert".into())),
+            "`cert_file` needs its `key_file`",
+        );
+        check_refused(
+            |config| config.user = Some("anna".into()),
+            "`user` needs its `password_env`",
+        );
+        check_refused(
+            |config| config.password = Some(Secret::new("x")),
+            "`password_env` needs its `user`",
+        );
+        for (user, password) in [("an:na", "x"), ("an na", "x"), ("", "x"), ("anna", "x y")] {
+            check_refused(
+                |config| {
+                    config.user = Some(user.into());
+                    config.password = Some(Secret::new(password));
+                },
+                "one word",
+            );
+        }
     }
 
     #[test]

@@ -324,6 +324,7 @@ pub(super) fn connection<W: Watch>(
         input: greeted.input,
         output: Vec::new(),
         written: 0,
+        unflushed: false,
         in_flight: VecDeque::new(),
         silent_since: None,
         alarm: None,
@@ -349,6 +350,8 @@ pub(super) struct Task<W: Watch> {
     /// Commands taken from the callers, of which so many bytes are written.
     output: Vec<u8>,
     written: usize,
+    /// The transport, TLS for one, may keep some of what is written to itself.
+    unflushed: bool,
     /// What the commands taken so far expect, in order.
     in_flight: VecDeque<Exchange>,
     /// Since when something is under way and nothing comes.
@@ -440,6 +443,10 @@ impl<W: Watch> Task<W> {
         let count = match ready!(read.poll(cx)) {
             Ok(0) => return Poll::Ready(Err(self.lost("the server closed the connection", None))),
             Ok(count) => count,
+            // An end without TLS's own word for it: no reply is whole by its end alone, so none can be cut unnoticed.
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+                return Poll::Ready(Err(self.lost("the server closed the connection", None)));
+            }
             Err(error) => {
                 return Poll::Ready(Err(self.lost("the connection was lost", Some(error))));
             }
@@ -520,7 +527,7 @@ impl<W: Watch> Task<W> {
         self.shared.outstanding.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Writes what was taken; ready when all of it is written.
+    /// Writes what was taken; ready when all of it is with the kernel.
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
         while self.written < self.output.len() {
             let rest = &self.output[self.written..];
@@ -528,6 +535,7 @@ impl<W: Watch> Task<W> {
                 Ok(0) => return Poll::Ready(Err(self.lost("the server takes no more", None))),
                 Ok(count) => {
                     self.written += count;
+                    self.unflushed = true;
                     let counters = &self.setting.counters;
                     counters
                         .bytes_out
@@ -537,6 +545,12 @@ impl<W: Watch> Task<W> {
                     return Poll::Ready(Err(self.lost("the connection was lost", Some(error))));
                 }
             }
+        }
+        if self.unflushed {
+            if let Err(error) = ready!(Pin::new(&mut self.io.writer).poll_flush(cx)) {
+                return Poll::Ready(Err(self.lost("the connection was lost", Some(error))));
+            }
+            self.unflushed = false;
         }
         Poll::Ready(Ok(()))
     }

@@ -1,17 +1,37 @@
-//! The first exchange on a new connection: what the server is, and whether its leases can be trusted.
+//! What happens on a new connection before it is of use: TLS, a password, and the first exchange, in which the server
+//! says what it is, and whether its leases can be trusted.
+
+use std::io;
 
 use bytes::BytesMut;
+use larder_core::config::Secret;
 use larder_core::{Error, ErrorKind, Result};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::protocol::{HELLO, Parser, Reply};
-use super::transport::Io;
+use super::config::MemcachedConfig;
+use super::protocol::{self, HELLO, Parser, Reply};
+use super::tls::{self, Tls};
+use super::transport::{Address, Io};
 
 /// The oldest server whose `md C` compares.
 const OLDEST: (u32, u32, u32) = (1, 6, 13);
 
 /// No memcached takes a higher limit than this (`-I`), whatever one says.
 const LARGEST_ITEM: usize = 1 << 30;
+
+/// What it takes to be let in by the servers of a pool.
+#[derive(Debug, Default)]
+pub(super) struct Access {
+    pub(super) tls: Option<Tls>,
+    login: Option<Login>,
+}
+
+/// Who we are, to a server that asks.
+#[derive(Debug)]
+struct Login {
+    user: String,
+    password: Secret,
+}
 
 /// What a server that we can work with said.
 #[derive(Debug)]
@@ -25,51 +45,153 @@ pub(super) struct Greeted {
     pub(super) input: BytesMut,
 }
 
-/// Asks for version and settings, and refuses a server that can't keep the protocol's promises.
-pub(super) async fn greet(io: &mut Io, server: &str) -> Result<Greeted> {
-    // A server without a connection to spare says so and closes, whatever it is sent: what it says is read in any case.
-    let written = io.writer.write_all(HELLO).await;
-    let mut parser = Parser::new(0);
-    let mut input = BytesMut::with_capacity(8 << 10);
-    let mut version = None;
-    let mut settings = Settings::default();
-    loop {
-        while let Some(reply) = parser
-            .next(&mut input)
-            .map_err(|violation| foreign(server, violation.0))?
+impl Access {
+    /// Reads what the configuration names; fails if that can't be used.
+    pub(super) fn new(config: &MemcachedConfig, servers: &[Address]) -> Result<Self> {
+        let login = config.user.clone().zip(config.password.clone());
+        if let (Some(_), false) = (&login, config.tls)
+            && let Some(server) = servers.iter().find(|server| !server.is_local())
         {
-            match reply {
-                Reply::Version(text) => version = Some(supported(server, &text)?),
-                Reply::Stat(text) => settings.note(&text),
-                Reply::End => {
-                    let version = version.ok_or_else(|| foreign(server, "no version"))?;
-                    return settings.accept(server, version, parser, input);
+            tracing::warn!(%server, "the password is sent through the network in the clear; turn on `tls`");
+        }
+        Ok(Self {
+            tls: Tls::new(config, servers)?,
+            login: login.map(|(user, password)| Login { user, password }),
+        })
+    }
+
+    /// Asks for version and settings, says who we are if that is demanded, and refuses a server that can't keep the
+    /// protocol's promises.
+    ///
+    /// The password goes to servers that demand one, and to no others.
+    pub(super) async fn greet(&self, io: &mut Io, server: &str) -> Result<Greeted> {
+        let mut parser = Parser::new(0);
+        let mut input = BytesMut::with_capacity(8 << 10);
+        let mut version = None;
+        let mut settings = Settings::default();
+        let mut login = Demand::None;
+        let mut heard = false;
+        send(io, HELLO).await;
+        loop {
+            while let Some(reply) = parser
+                .next(&mut input)
+                .map_err(|violation| foreign(server, violation.0))?
+            {
+                heard = true;
+                match reply {
+                    Reply::Version(text) => version = Some(supported(server, &text)?),
+                    Reply::Stat(text) => settings.note(&text),
+                    Reply::End => {
+                        let version = version.ok_or_else(|| foreign(server, "no version"))?;
+                        if self.login.is_some() && login == Demand::None {
+                            tracing::warn!(%server, "it demands no password, though one is set for it; start it with -Y");
+                        }
+                        return settings.accept(server, version, parser, input);
+                    }
+                    Reply::Error(text) => return Err(refused(server, &text)),
+                    // Both commands are answered so, or only one of them: it depends on how they arrive.
+                    Reply::ClientError(text) if text.starts_with(b"unauthenticated") => {
+                        if login == Demand::None {
+                            send(io, &self.login(server)?).await;
+                            login = Demand::Asked;
+                        }
+                    }
+                    Reply::ClientError(text)
+                        if text.starts_with(b"authentication failure")
+                            && login == Demand::Asked =>
+                    {
+                        return Err(denied(
+                            server,
+                            "compare them with its file (-Y), which it reads at its start and at SIGHUP",
+                        ));
+                    }
+                    Reply::Stored if login == Demand::Asked => {
+                        send(io, HELLO).await;
+                        login = Demand::Met;
+                    }
+                    _ => return Err(foreign(server, "an answer to something else")),
                 }
-                Reply::Error(text) => return Err(refused(server, &text)),
-                Reply::ClientError(text) if text.starts_with(b"unauthenticated") => {
-                    return Err(Error::new(
-                        ErrorKind::Unsupported,
-                        format!(
-                            "memcached {server}: demands a password (-Y), which this client can't give"
-                        ),
-                    ));
-                }
-                _ => return Err(foreign(server, "an answer to something else")),
+            }
+            match io.reader.read_buf(&mut input).await {
+                Ok(0) => return Err(self.lost(server, None, heard, &input)),
+                Ok(_) => {}
+                Err(error) => return Err(self.lost(server, Some(error), heard, &input)),
             }
         }
-        let read = io.reader.read_buf(&mut input).await;
-        let lost = match (read, &written) {
-            (Ok(0), _) => "the server closed it".to_owned(),
-            (Ok(_), _) => continue,
-            (Err(_), Err(error)) => error.to_string(),
-            (Err(error), Ok(())) => error.to_string(),
+    }
+
+    /// The command that says who we are.
+    fn login(&self, server: &str) -> Result<Vec<u8>> {
+        let Some(login) = &self.login else {
+            return Err(Error::new(
+                ErrorKind::Config,
+                format!(
+                    "memcached {server}: demands a password (-Y); set `user` and `password_env`"
+                ),
+            ));
         };
-        return Err(Error::new(
+        let mut command = Vec::new();
+        protocol::login(&mut command, &login.user, login.password.expose());
+        Ok(command)
+    }
+
+    /// Why there is no first exchange.
+    fn lost(&self, server: &str, error: Option<io::Error>, heard: bool, input: &[u8]) -> Error {
+        let config =
+            |reason: &str| Error::new(ErrorKind::Config, format!("memcached {server}: {reason}"));
+        if let Some(reason) = error.as_ref().and_then(tls::refused_us) {
+            return config(&reason);
+        }
+        if input.starts_with(TLS_ALERT) {
+            return config("speaks TLS on this port; set `tls = true`, or name another port");
+        }
+        let how = match &error {
+            Some(error) => error.to_string(),
+            None => "the server closed it".to_owned(),
+        };
+        let advice = match (heard || !input.is_empty(), &self.tls) {
+            (true, _) => "",
+            (false, None) => "; if it speaks TLS (-Z), set `tls = true`",
+            (false, Some(_)) => {
+                "; if it demands a certificate of its clients (ssl_verify_mode), name one, and its key, by `cert_file` and \
+                 `key_file`"
+            }
+        };
+        let sasl = match advice {
+            "" => "",
+            _ => {
+                "; if it runs with SASL (-S), it speaks another protocol: start it with -Y and a file of `user:password` \
+                 lines in its place"
+            }
+        };
+        Error::new(
             ErrorKind::Unavailable,
             format!(
-                "memcached {server}: the new connection was lost before it was of use ({lost})"
+                "memcached {server}: the new connection was lost before it was of use ({how}){advice}{sasl}"
             ),
-        ));
+        )
+    }
+}
+
+/// How a record begins by which TLS says that it can't read what it was sent.
+const TLS_ALERT: &[u8] = &[21, 3];
+
+/// Whether the server has asked who we are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Demand {
+    None,
+    /// It was told.
+    Asked,
+    /// It is content.
+    Met,
+}
+
+/// Sends this. What fails here is found by reading: a server without a connection to spare says so and closes, whatever it
+/// is sent.
+async fn send(io: &mut Io, bytes: &[u8]) {
+    if io.writer.write_all(bytes).await.is_ok() {
+        // Fails as the next read does.
+        let _ = io.writer.flush().await;
     }
 }
 
@@ -159,6 +281,13 @@ fn refused(server: &str, text: &[u8]) -> Error {
     foreign(server, "an error instead of a version")
 }
 
+fn denied(server: &str, remedy: &str) -> Error {
+    Error::new(
+        ErrorKind::Config,
+        format!("memcached {server}: refuses `user` or the password in `password_env`; {remedy}"),
+    )
+}
+
 fn foreign(server: &str, what: &str) -> Error {
     Error::new(
         ErrorKind::Protocol,
@@ -170,13 +299,17 @@ fn foreign(server: &str, what: &str) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use larder_core::ErrorKind::{Protocol, Unavailable, Unsupported};
+    use larder_core::ErrorKind::{Config, Protocol, Unavailable, Unsupported};
     use tokio::io::AsyncWriteExt as _;
 
     use super::*;
 
     /// Greets a server that says this and closes.
     async fn greet_one_that_says(text: &str) -> Result<Greeted> {
+        greet(text, &Access::default()).await
+    }
+
+    async fn greet(text: &str, access: &Access) -> Result<Greeted> {
         let (ours, mut theirs) = tokio::io::duplex(4096);
         theirs.write_all(text.as_bytes()).await.unwrap();
         drop(theirs);
@@ -185,7 +318,17 @@ mod tests {
             reader: Box::new(reader),
             writer: Box::new(writer),
         };
-        greet(&mut io, "10.0.0.5:11211").await
+        access.greet(&mut io, "10.0.0.5:11211").await
+    }
+
+    fn known() -> Access {
+        Access {
+            tls: None,
+            login: Some(Login {
+                user: "anna".to_owned(),
+                password: Secret::new("hunter2"),
+            }),
+        }
     }
 
     #[tokio::test]
@@ -230,7 +373,14 @@ mod tests {
                 "item_size_max",
             ),
             ("ERROR Too many open connections\r\n", Unavailable, "-c"),
-            ("CLIENT_ERROR unauthenticated\r\n", Unsupported, "-Y"),
+            ("CLIENT_ERROR unauthenticated\r\n", Config, "`password_env`"),
+            (
+                "CLIENT_ERROR authentication failure\r\n",
+                Protocol,
+                "something else",
+            ),
+            ("STORED\r\n", Protocol, "something else"),
+            ("\u{15}\u{3}\u{3}\u{0}\u{2}", Config, "`tls = true`"),
             ("-ERR unknown command\r\n", Protocol, "text protocol"),
             ("ERROR\r\n", Protocol, "text protocol"),
             ("HD\r\n", Protocol, "something else"),
@@ -240,5 +390,42 @@ mod tests {
             assert_eq!(error.kind(), kind, "{text:?}");
             assert!(error.to_string().contains(reason), "{text:?}: {error}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_password_is_given_once_however_often_it_is_demanded() {
+        const FIT: &str =
+            "VERSION 1.6.18\r\nSTAT cas_enabled yes\r\nSTAT item_size_max 1048576\r\nEND\r\n";
+        const DEMAND: &str = "CLIENT_ERROR unauthenticated\r\n";
+        for demands in [DEMAND, &DEMAND.repeat(2)] {
+            let text = format!("{demands}STORED\r\n{FIT}");
+            greet(&text, &known()).await.unwrap();
+        }
+        let text = format!("{DEMAND}CLIENT_ERROR authentication failure\r\n");
+        let error = greet(&text, &known()).await.unwrap_err();
+        assert_eq!(error.kind(), Config);
+        assert!(error.to_string().contains("refuses `user`"), "{error}");
+        assert!(!format!("{error} {:?}", known()).contains("hunter2"));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_demands_no_password_is_not_given_one() {
+        let (ours, mut theirs) = tokio::io::duplex(4096);
+        theirs
+            .write_all(
+                b"VERSION 1.6.18\r\nSTAT cas_enabled yes\r\nSTAT item_size_max 1024\r\nEND\r\n",
+            )
+            .await
+            .unwrap();
+        let (reader, writer) = tokio::io::split(ours);
+        let mut io = Io {
+            reader: Box::new(reader),
+            writer: Box::new(writer),
+        };
+        known().greet(&mut io, "10.0.0.5:11211").await.unwrap();
+        drop(io);
+        let mut sent = Vec::new();
+        theirs.read_to_end(&mut sent).await.unwrap();
+        assert_eq!(sent, HELLO);
     }
 }

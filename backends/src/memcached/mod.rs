@@ -5,7 +5,7 @@
 //! the connections and the health of one server, `batch` cuts a call to one server into exchanges, and this file spreads
 //! a call over the servers. It speaks the meta commands of memcached 1.6.13 and newer.
 //!
-//! What it isn't: it has no TLS, no SASL, no binary protocol, no consistent ring shared with other clients, and no
+//! What it isn't: it has no SASL, no binary protocol, no consistent ring shared with other clients, and no
 //! fail-over: the keys of a server that is down are misses until it is back.
 
 mod batch;
@@ -15,6 +15,8 @@ mod exchange;
 mod handshake;
 mod protocol;
 mod server;
+#[cfg_attr(not(feature = "tls"), path = "no_tls.rs")]
+mod tls;
 #[cfg_attr(
     not(feature = "__transport"),
     expect(unreachable_pub, reason = "public behind the hidden feature")
@@ -36,6 +38,7 @@ use larder_core::{
 use xxhash_rust::xxh3::xxh3_64;
 
 use batch::{Job, Outcome, Part};
+use handshake::Access;
 use server::Server;
 
 pub use config::{BulkForm, MemcachedConfig};
@@ -101,6 +104,7 @@ impl Memcached {
             false => Reach::Network,
         };
         let pool = Pool::new(format!("memcached://{}", names.join(",")), reach);
+        let access = Arc::new(Access::new(&config, &addresses)?);
         let config = Arc::new(config);
         Ok(Self {
             seeds: names.iter().map(|name| xxh3_64(name.as_bytes())).collect(),
@@ -112,7 +116,8 @@ impl Memcached {
                 .into_iter()
                 .map(|address| {
                     let transport = Arc::clone(&transport);
-                    Server::new(address, Arc::clone(&config), rt, transport)
+                    let access = Arc::clone(&access);
+                    Server::new(address, Arc::clone(&config), rt, transport, access)
                 })
                 .collect(),
             config,

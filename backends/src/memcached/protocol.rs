@@ -18,6 +18,16 @@ pub(super) const NOOP: &[u8] = b"mn\r\n";
 /// What is asked of a new connection.
 pub(super) const HELLO: &[u8] = b"version\r\nstats settings\r\n";
 
+/// Says who we are to a server that demands a password: it takes a store, of whatever key, for that.
+///
+/// To be sent to no other server, which would keep it as an entry that anybody can read.
+pub(super) fn login(out: &mut Vec<u8>, user: &str, password: &str) {
+    number(out, b"set auth 0 0 ", user.len() + 1 + password.len());
+    for part in ["\r\n", user, " ", password, "\r\n"] {
+        out.extend_from_slice(part.as_bytes());
+    }
+}
+
 /// The flags of a look-up, written once for all keys of a batch.
 #[derive(Clone, Debug)]
 pub(super) struct LookFlags(SmallVec<[u8; 40]>);
@@ -141,6 +151,8 @@ pub(super) enum Reply {
     NotStored(Flags),
     /// `MN`.
     Noop,
+    /// `STORED`: of a login.
+    Stored,
     /// `VERSION` and the number.
     Version(Bytes),
     /// `STAT`: a name, a blank, and a value.
@@ -353,6 +365,7 @@ fn reply(line: &[u8]) -> Result<Line, Violation> {
         b"EX" => Line::Reply(Reply::Exists(flags(rest)?)),
         b"NS" => Line::Reply(Reply::NotStored(flags(rest)?)),
         b"END" => Line::Reply(Reply::End),
+        b"STORED" => Line::Reply(Reply::Stored),
         b"STAT" => text(Reply::Stat),
         b"VERSION" => text(Reply::Version),
         b"SERVER_ERROR" => text(Reply::ServerError),

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error as _};
+use serde::ser::{Serialize, Serializer};
 
 /// Durations such as `50ms`, `2s` and `1h 30m`, for `#[serde(with = "larder_core::config::duration")]`.
 pub mod duration {
@@ -145,14 +146,30 @@ pub mod bytes {
 
 /// A secret that the configuration names and doesn't hold: `password_env = "REDIS_PASSWORD"` is read from that variable.
 ///
-/// Use it for a field whose name ends in `_env`. Neither the configuration nor `Debug` shows it.
-#[derive(Clone)]
+/// Use it for a field that serde knows by a name ending in `_env`. Neither the configuration nor `Debug` shows it, and
+/// serialized it is the variable's name.
+///
+/// ```
+/// use larder_core::config::Secret;
+///
+/// let password = Secret::new("hunter2"); // of a program that has it from elsewhere
+/// assert_eq!(format!("{password:?}"), "Secret(given by the program)");
+/// ```
+#[derive(Clone, PartialEq, Eq)]
 pub struct Secret {
-    variable: String,
+    variable: Option<String>,
     value: String,
 }
 
 impl Secret {
+    /// A secret that the program has from elsewhere than the environment.
+    pub fn new(value: impl Into<String>) -> Self {
+        Self {
+            variable: None,
+            value: value.into(),
+        }
+    }
+
     /// The secret itself. It belongs onto the wire, and in no message.
     pub fn expose(&self) -> &str {
         &self.value
@@ -161,7 +178,19 @@ impl Secret {
 
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Secret(from {})", self.variable)
+        match &self.variable {
+            Some(variable) => write!(f, "Secret(from {variable})"),
+            None => f.write_str("Secret(given by the program)"),
+        }
+    }
+}
+
+impl Serialize for Secret {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match &self.variable {
+            Some(variable) => serializer.serialize_str(variable),
+            None => serializer.serialize_none(),
+        }
     }
 }
 
@@ -169,7 +198,10 @@ impl<'de> Deserialize<'de> for Secret {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let variable = String::deserialize(deserializer)?;
         match std::env::var(&variable) {
-            Ok(value) => Ok(Self { variable, value }),
+            Ok(value) => Ok(Self {
+                variable: Some(variable),
+                value,
+            }),
             // A name that isn't a variable may be the secret itself, written where its variable's name belongs.
             Err(_) => Err(D::Error::custom(
                 "expected the name of a variable of the environment that is set and holds the secret",
