@@ -2,6 +2,8 @@
 #![cfg(all(feature = "memory", feature = "memcached"))]
 
 use std::fmt::Debug;
+#[cfg(feature = "tls")]
+use std::path::Path;
 
 use larder_backends::memcached::MemcachedConfig;
 use larder_backends::{MemoryConfig, Registry};
@@ -11,9 +13,14 @@ use serde::de::DeserializeOwned;
 
 const REFERENCE: &str = include_str!("../../docs/reference.toml");
 
+/// The document with a variable that cargo sets for tests.
+fn document() -> String {
+    REFERENCE.replace("LARDER_MEMCACHED_PASSWORD", "CARGO_PKG_NAME")
+}
+
 fn table(name: &str) -> Config {
     Config::default()
-        .toml_table(REFERENCE, "reference.toml", name)
+        .toml_table(&document(), "reference.toml", name)
         .unwrap()
 }
 
@@ -62,9 +69,40 @@ fn keys_of_every_backend_are_shown() {
     assert!(prefix("development").file.is_some());
 }
 
+/// Makes the files that the document names.
+#[cfg(feature = "tls")]
+fn make_files(directory: &Path) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let params = rcgen::CertificateParams::new(["chat".to_owned()]).unwrap();
+    let certificate = params.self_signed(&key).unwrap().pem();
+    for (name, text) in [
+        ("ca.pem", &certificate),
+        ("client.pem", &certificate),
+        ("client.key", &key.serialize_pem()),
+    ] {
+        std::fs::write(directory.join(name), text).unwrap();
+    }
+}
+
+#[cfg(feature = "tls")]
 #[tokio::test]
 async fn stores_open_as_written() {
-    let open = |name: &str| Registry::new().open(&table(name), Rt::new()).unwrap().0;
+    let directory = tempfile::tempdir().unwrap();
+    make_files(directory.path());
+    let document = document().replace("/etc/larder", directory.path().to_str().unwrap());
+    let open = |name: &str| {
+        let config = Config::default().toml_table(&document, "reference.toml", name);
+        Registry::new().open(&config.unwrap(), Rt::new()).unwrap().0
+    };
     assert_eq!(open("development").to_string(), "memory (128 MiB)");
     assert_eq!(open("cache").stats().servers.len(), 3);
+}
+
+#[cfg(not(feature = "tls"))]
+#[test]
+fn a_build_without_tls_says_what_is_missing() {
+    let error = Registry::new()
+        .open(&table("cache"), Rt::new())
+        .unwrap_err();
+    assert!(error.to_string().contains("feature `tls`"), "{error}");
 }

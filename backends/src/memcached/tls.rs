@@ -412,3 +412,57 @@ fn authorities_of_the_system() -> Result<RootCertStore, Reason> {
         false => Ok(roots),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt as _;
+
+    use super::*;
+
+    /// Notes the length of every write.
+    #[derive(Default)]
+    struct Lengths(Vec<usize>);
+
+    impl AsyncWrite for Lengths {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            let count = bytes.len().min(40_000);
+            self.0.push(count);
+            Poll::Ready(Ok(count))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_write_of_several_records_ends_with_one_of_a_byte() {
+        let mut records = Records {
+            stream: Lengths::default(),
+            has_begun: false,
+        };
+        for (length, expected) in [
+            (100, &[100][..]),
+            (RECORD, &[RECORD]),
+            (RECORD + 1, &[RECORD, 1]),
+            (50_000, &[40_000, 9_999, 1]),
+            (1, &[1]),
+        ] {
+            records.write_all(&vec![0; length]).await.unwrap();
+            records.flush().await.unwrap();
+            assert_eq!(std::mem::take(&mut records.stream.0), expected, "{length}");
+        }
+        // Nothing was flushed in between, so the second write is no record by itself.
+        records.write_all(&[0; 10]).await.unwrap();
+        records.write_all(&[0; 10]).await.unwrap();
+        assert_eq!(records.stream.0, [10, 9, 1]);
+    }
+}
