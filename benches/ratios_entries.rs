@@ -1,16 +1,16 @@
 //! What entries cost beside what they are made of, as ratios of one run.
 //!
-//! The two subjects of a line take turns, a thousand messages each; its ratio is the median of the rounds' ratios. On a
-//! shared machine times move by half from run to run, and these ratios by a few hundredths.
+//! The two subjects of a line take turns, a thousand messages each.
 //!
 //! `cargo bench --bench ratios_entries`
 
 mod corpus;
+mod race;
 
 use std::fmt;
 use std::hint::black_box;
 use std::io;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use bytes::BytesMut;
 use flate2::{Compress, Compression as Level, Decompress, FlushCompress, FlushDecompress};
@@ -22,14 +22,12 @@ use zstd::bulk::{Compressor, Decompressor};
 use zstd::dict::{DecoderDictionary, EncoderDictionary};
 
 use corpus::Message;
-
-const ROUNDS: usize = 101;
-
-/// Rounds before these.
-const WARMING: usize = 3;
+use race::Table;
 
 /// Messages a round.
 const BATCH: usize = 1_000;
+
+const TABLE: Table = Table::new(BATCH);
 
 /// Messages a dictionary is trained on; none of them is measured.
 const TRAINING: usize = 8_000;
@@ -64,10 +62,7 @@ fn main() {
         bytes(&batch.payloads),
         bytes(&batch.seal(&with_dictionary, messages)) - 18,
     );
-    println!(
-        "{:52} {:>10} {:>10} {:>7}  target",
-        "", "larder", "beside", "ratio"
-    );
+    TABLE.head();
     batch.envelope(&with_dictionary, messages);
     let writer = EncoderDictionary::copy(dictionary.bytes(), 1);
     let mut bare = Compressor::with_prepared_dictionary(&writer).expect("a prepared dictionary");
@@ -148,12 +143,12 @@ impl Batch {
             .map(|entry| Raw(&entry[18..]))
             .collect::<Vec<_>>();
         let mut out = BytesMut::with_capacity(1 << 21);
-        alone("envelope of a compressed message, checked", "80 ns", || {
+        TABLE.alone("envelope of a compressed message, checked", "80 ns", || {
             for (key, entry) in self.keys.iter().zip(&entries) {
                 black_box(marshaller.check(key, black_box(entry))).expect("what was sealed");
             }
         });
-        alone(
+        TABLE.alone(
             "envelope of a compressed message, written with it",
             "80 ns",
             || {
@@ -169,7 +164,7 @@ impl Batch {
         let payloads = self.payloads.iter().map(|p| Raw(p)).collect::<Vec<_>>();
         let mut packed = Vec::with_capacity(1 << 20);
         let mut out = BytesMut::with_capacity(1 << 21);
-        race(
+        TABLE.race(
             what,
             "1.15",
             || {
@@ -208,7 +203,7 @@ impl Batch {
             .zip(&entries)
             .map(|(key, entry)| marshaller.check(key, entry).expect("sealed"))
             .collect::<Vec<_>>();
-        race(
+        TABLE.race(
             what,
             "1.15",
             || {
@@ -230,7 +225,7 @@ impl Batch {
     /// Decoding alone, uncompressed, with envelope and bounds.
     fn decode(&self, marshaller: &Marshaller, messages: &[Message]) {
         let entries = self.seal(marshaller, messages);
-        race(
+        TABLE.race(
             "open uncompressed / bare postcard",
             "",
             || {
@@ -275,7 +270,7 @@ impl Batch {
             .collect::<Vec<_>>();
         let mut zlib = Decompress::new(true);
         let mut json = Vec::with_capacity(1 << 20);
-        race(
+        TABLE.race(
             "decompress + decode with dictionary / zlib 6 + JSON",
             "0.35",
             || {
@@ -353,49 +348,4 @@ impl<'de> Deserialize<'de> for Length {
         }
         deserializer.deserialize_bytes(Bytes)
     }
-}
-
-/// Runs the two in turn, and prints the median times of a message and the median of the rounds' ratios.
-fn race(what: &str, target: &str, mut ours: impl FnMut(), mut beside: impl FnMut()) {
-    let (mut our_times, mut their_times, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
-    for round in 0..ROUNDS + WARMING {
-        // Who begins changes.
-        let (ours, beside) = if round % 2 == 0 {
-            let ours = timed(&mut ours);
-            (ours, timed(&mut beside))
-        } else {
-            let beside = timed(&mut beside);
-            (timed(&mut ours), beside)
-        };
-        if round >= WARMING {
-            our_times.push(ours);
-            their_times.push(beside);
-            ratios.push(ours / beside);
-        }
-    }
-    println!(
-        "{what:52} {:>7.0} ns {:>7.0} ns {:>7.2}  {target}",
-        median(our_times),
-        median(their_times),
-        median(ratios)
-    );
-}
-
-/// Runs this alone, and prints the median time of a message.
-fn alone(what: &str, target: &str, mut run: impl FnMut()) {
-    let times = (0..ROUNDS + WARMING).map(|_| timed(&mut run));
-    let time = median(times.skip(WARMING).collect());
-    println!("{what:52} {time:>7.0} ns {:>18}  {target}", "");
-}
-
-/// Nanoseconds a message.
-fn timed(run: &mut impl FnMut()) -> f64 {
-    let start = Instant::now();
-    run();
-    start.elapsed().as_secs_f64() * 1e9 / BATCH as f64
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_unstable_by(f64::total_cmp);
-    values[values.len() / 2]
 }

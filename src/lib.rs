@@ -17,6 +17,12 @@ pub use larder_core::{
     Source, Tally, Tier, TierStats, TiersStats, Unstored, Weigh, contract, entry, get, get_many,
     prime, refresh, uncached, warm,
 };
+#[cfg(feature = "axum")]
+pub use larder_tiers::NoRequest;
+#[cfg(feature = "tiers")]
+pub use larder_tiers::{Request, Tiers, TiersConfig};
+#[cfg(feature = "tower")]
+pub use larder_tiers::{RequestFuture, RequestLayer, RequestService};
 
 /// The guide's code, compiled and run: its backend passes the suite.
 #[cfg(doctest)]

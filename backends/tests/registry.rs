@@ -112,7 +112,7 @@ async fn mistakes_are_found_when_the_cache_is_built() {
     refused(
         build(Config::new("memory://?capcity=1MiB")).await,
         "unknown key `capcity` in memory config (the URL in the program's code); known keys: capacity, max_item, and \
-         for every backend: backend, prefix, prefix_file, url",
+         for every backend: backend, prefix, prefix_file, tiers_*, url",
     );
     let config =
         Config::new("memory://").and_then(|config| config.vars([("LARDER_URL", "redis://h1")]));

@@ -38,6 +38,19 @@ impl Counter {
 
     pub(crate) fn add(&self, count: u64) {
         self.plain.fetch_add(count, Ordering::Relaxed);
+        self.publish(count);
+    }
+
+    /// Adds to the counter of the facade alone.
+    #[cfg_attr(
+        not(feature = "metrics"),
+        expect(
+            unused_variables,
+            clippy::unused_self,
+            reason = "without the facade there is nothing to do"
+        )
+    )]
+    fn publish(&self, count: u64) {
         #[cfg(feature = "metrics")]
         self.facade.increment(count);
     }
@@ -174,13 +187,15 @@ macro_rules! accessor_counters {
             }
 
             pub(crate) fn snapshot(&self) -> AccessorStats {
-                AccessorStats {
+                let mut stats = AccessorStats {
                     name: self.name,
                     trips: self.trips.load(Ordering::Relaxed),
                     read_latency: self.read_latency.snapshot(),
                     load_latency: self.load_latency.snapshot(),
                     $($field: self.$field.get(),)*
-                }
+                };
+                stats.keys += stats.tier_hits;
+                stats
             }
         }
 
@@ -287,6 +302,13 @@ accessor_counters! {
 }
 
 impl AccessorCounters {
+    /// Counts keys that the tier answered. They were asked for like all others, which is added up when somebody wants
+    /// to know: a second counter would be felt by a hit.
+    pub(crate) fn count_tier_hits(&self, hits: u64) {
+        self.tier_hits.add(hits);
+        self.keys.publish(hits);
+    }
+
     pub(crate) fn rejected(&self, rejection: Rejection) {
         let counter = match rejection {
             Rejection::Damaged => &self.rejected_damaged,
@@ -335,6 +357,7 @@ pub struct CacheStats {
 #[derive(Debug, Default)]
 pub struct Tally {
     trips: Arc<AtomicU64>,
+    /// Without those that a tier answered.
     keys: AtomicU64,
     tier_hits: AtomicU64,
     hits: AtomicU64,
@@ -362,8 +385,6 @@ impl Tally {
     tally_reads! {
         /// Exchanges with the store.
         trips;
-        /// Keys asked for.
-        keys;
         /// Keys answered by an in-process tier.
         tier_hits;
         /// Keys answered with a stored value.
@@ -383,6 +404,11 @@ impl Tally {
     /// How long its loads took together.
     pub fn load_time(&self) -> Duration {
         Duration::from_nanos(self.load_nanos.load(Ordering::Relaxed))
+    }
+
+    /// Keys asked for.
+    pub fn keys(&self) -> u64 {
+        self.keys.load(Ordering::Relaxed) + self.tier_hits()
     }
 
     /// How long its reads took together, loads included.
@@ -419,7 +445,6 @@ impl Tally {
     }
 
     pub(crate) fn count_tier_hits(&self, hits: u64) {
-        self.keys.fetch_add(hits, Ordering::Relaxed);
         self.tier_hits.fetch_add(hits, Ordering::Relaxed);
     }
 

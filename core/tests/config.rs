@@ -226,7 +226,7 @@ fn process_reads_its_environment() {
 #[test]
 fn unknown_key_is_refused_and_the_known_ones_are_listed() {
     let known = "known keys: capacity, depth, label, locked, servers, shelves, timeout, weight, wood, and for every \
-                 backend: backend, prefix, prefix_file, url";
+                 backend: backend, prefix, prefix_file, tiers_*, url";
     let base = Config::new("cupboard://").unwrap();
     refused(
         parse(&base.clone().vars([("LARDER_TIMOUT", "1s")]).unwrap()),

@@ -3,3 +3,4 @@
 mod memcached;
 mod read;
 mod service;
+mod tiers;

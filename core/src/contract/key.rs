@@ -296,7 +296,7 @@ impl Keys {
             ));
         }
         let start = self.text.len();
-        self.text.extend_from_slice(prefix.as_str().as_bytes());
+        prefix.write(&mut self.text);
         self.text.push(b'/');
         self.text.extend_from_slice(name.as_bytes());
         let mut writer = KeyWriter {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use smallvec::SmallVec;
 
 use super::{Backend, Error, ErrorKind, Pool, Result};
 
@@ -84,6 +85,16 @@ impl Prefix {
             length,
             configured: length,
         }
+    }
+
+    /// Appends it to a key.
+    ///
+    /// All of its bytes first, and then without those beyond its length: a copy of a length that isn't known would have
+    /// to wait for the bytes to be where they were written just now.
+    pub(super) fn write<const N: usize>(&self, text: &mut SmallVec<[u8; N]>) {
+        let length = text.len() + usize::from(self.length);
+        text.extend_from_slice(&self.bytes);
+        text.truncate(length);
     }
 
     /// The prefix as text.

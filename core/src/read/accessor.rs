@@ -94,16 +94,16 @@ impl Once {
 impl<D: Dataset> Accessor<D> {
     pub(crate) fn new(setting: &Setting<'_>) -> Self {
         const {
-            assert!(
+            demand(
                 !matches!(D::Tier::KIND, TierKind::Deploy)
                     || matches!(D::LIFETIME, Lifetime::Immutable),
                 "a data set with `type Tier = DeployTier` never changes while this code runs, so its LIFETIME is \
-                 Lifetime::Immutable; data that changes has RequestTier or NoTier"
+                 Lifetime::Immutable; data that changes has RequestTier or NoTier",
             );
-            assert!(
+            demand(
                 D::Form::STORED || !matches!(D::Tier::KIND, TierKind::None),
                 "a data set with `type Form = Unstored` lives in a tier alone: its Tier is RequestTier or DeployTier; \
-                 one with NoTier is stored, as Plain or in a form of its own"
+                 one with NoTier is stored, as Plain or in a form of its own",
             );
         }
         let pool = setting.pool;
@@ -255,6 +255,14 @@ impl<D: Dataset> AnyAccessor for Accessor<D> {
 
     fn set_bypass(&self, bypass: bool) {
         self.bypass.store(bypass, Ordering::Relaxed);
+    }
+}
+
+/// An assertion for constants, whose failure the compiler shows where it is demanded, and not somewhere in `core`.
+#[track_caller]
+const fn demand(rule: bool, otherwise: &str) {
+    if !rule {
+        panic!("{}", otherwise);
     }
 }
 

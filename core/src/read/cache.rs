@@ -137,6 +137,16 @@ impl<S: Source> Cache<S> {
         }
     }
 
+    /// The scope that this handle's reads and flushes belong to, if it carries one.
+    pub fn scope(&self) -> Option<&Arc<dyn Scope>> {
+        self.scope.as_ref()
+    }
+
+    /// Whether both are handles of one cache.
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
     /// The in-process tiers, if it has any.
     pub fn tiers(&self) -> Option<&Arc<dyn Scopes>> {
         self.shared.tiers.as_ref()

@@ -236,7 +236,8 @@ pub enum Unstored {}
 /// A value that knows how many bytes it takes in memory, with all that it owns.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` doesn't say how many bytes it takes, so a tier can't bound it",
-    note = "values of `type Form = Unstored` have no stored form to estimate it from: write `impl Weigh for {Self}`"
+    note = "values of `type Form = Unstored` have no stored form to estimate it from: write `impl Weigh` for a type of \
+            your own"
 )]
 pub trait Weigh {
     /// About how many bytes it takes.

@@ -11,9 +11,9 @@ use tracing::{Instrument as _, Span};
 use super::accessor::{Accessor, Opened};
 use super::flight::Ticket;
 use super::load::{self, Order};
-use super::memo::Memo;
+use super::memo::{self, Memo};
 use super::{
-    Answer, Batch, Cache, Changing, Dataset, DeployImmutable, DeployTier, Form, Immutable,
+    Answer, Batch, Cache, Changing, Dataset, DeployImmutable, DeployTier, Direct, Form, Immutable,
     Lifetime, LoadError, Reader, ReaderOf, Route, Source, Tier,
 };
 use crate::Instant;
@@ -69,7 +69,13 @@ pub async fn get<'a, D: Dataset>(
     reader: impl ReaderOf<'a, D::Source, D::Tier>,
     key: &D::Key,
 ) -> Result<Option<Answer<D>>, LoadError<D::Error>> {
-    read_one::<D>(reader, key, Way::Through).await
+    match reader.route() {
+        Route::Cached(cache) => match memo::kept::<D>(cache, key) {
+            Some(value) => Ok(value),
+            None => read_one::<D>(cache, key, Way::Through).await,
+        },
+        Route::Direct(conn) => read_one::<D>(Direct(conn), key, Way::Through).await,
+    }
 }
 
 /// The values of these keys: one exchange with the store per server, one call of the loader for what it hasn't, one

@@ -89,8 +89,11 @@ impl<D: Dataset> Flights<D> {
                 index,
             };
             let replaced = slots.insert(key.clone(), slot).map(|slot| slot.load);
+            // With a lease of its own it needn't wait; but what the deploy tier keeps is built once, so that the next
+            // load looks at what the one before it built.
+            let waits = load.tokens[index].is_none() || D::Tier::KIND == TierKind::Deploy;
             if let Some(running) = replaced
-                && load.tokens[index].is_none()
+                && waits
                 && !before.iter().any(|known| Arc::ptr_eq(known, &running))
             {
                 before.push(running);

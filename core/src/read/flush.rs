@@ -2,7 +2,7 @@
 
 use std::borrow::Borrow;
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use super::accessor::Accessor;
 use super::{Cache, Changing, Dataset, FlushError, Form, Scope, Source, Tier as _, TierKind};
@@ -81,10 +81,10 @@ impl<S: Source> Cache<S> {
 /// What the request that flushes keeps of the flushed keys.
 ///
 /// It is dropped before the deletes, since the request has written, and again after them: in between, the request may
-/// have read and kept what the store still had.
+/// have read and kept what the store still had. A flush that outlives its request doesn't keep it.
 #[derive(Clone)]
 struct Own {
-    scope: Arc<dyn Scope>,
+    scope: Weak<dyn Scope>,
     wire: Keys,
 }
 
@@ -94,24 +94,27 @@ impl Own {
         if D::Tier::KIND != TierKind::Request {
             return None;
         }
-        let own = Self {
-            scope: Arc::clone(scope),
-            wire: wire_keys::<D>(cache.prefix(), keys),
-        };
-        own.scope.forget(&own.wire);
-        Some(own)
+        let wire = wire_keys::<D>(cache.prefix(), keys);
+        scope.forget(&wire);
+        Some(Self {
+            scope: Arc::downgrade(scope),
+            wire,
+        })
     }
 
     /// What wasn't confirmed may be old in the store, so that the request reads it from the source from now on.
     fn drop_again(&self, unconfirmed: Option<&FlushError>) {
+        let Some(scope) = self.scope.upgrade() else {
+            return;
+        };
         let Some(error) = unconfirmed else {
-            return self.scope.forget(&self.wire);
+            return scope.forget(&self.wire);
         };
         let unconfirmed: HashSet<&str> = error.keys.iter().map(String::as_str).collect();
         let (old, dropped): (Vec<usize>, Vec<usize>) = (0..self.wire.len())
             .partition(|&index| unconfirmed.contains(self.wire.get(index).without_prefix()));
-        self.scope.forget(&self.wire.select(dropped));
-        self.scope.distrust(&self.wire.select(old));
+        scope.forget(&self.wire.select(dropped));
+        scope.distrust(&self.wire.select(old));
     }
 }
 

@@ -149,10 +149,12 @@ impl<D: Dataset> Running<D> {
                 match self.built() {
                     Some(built) if built.iter().all(Option::is_some) => (Ok(built), Duration::ZERO),
                     built => {
+                        let known = built.iter().flatten().flatten().count();
                         let started = self.cache.shared.rt.now();
                         let rows = self.ask_source(built).await;
                         self.keep_built(&rows);
-                        (rows, self.count(started))
+                        let cost = self.count(started, known, &rows);
+                        (rows, cost)
                     }
                 }
             }
@@ -189,6 +191,7 @@ impl<D: Dataset> Running<D> {
             for load in before {
                 load.reached(Phase::Loaded).await;
             }
+            // Not until now is it known which of them failed.
             self.back_off().await?;
             let own = Arc::clone(&self.accessor.places).acquire_owned().await;
             let common = Arc::clone(&shared.places).acquire_owned().await;
@@ -327,10 +330,21 @@ impl<D: Dataset> Running<D> {
         values
     }
 
-    fn count(&self, started: Instant) -> Duration {
+    /// Counts one call of the loader, which was asked for all keys but those known; answers what it cost.
+    fn count(&self, started: Instant, known: usize, rows: &Outcome<D>) -> Duration {
         let took = self.cache.shared.rt.now() - started;
-        self.accessor.counters.loads.add(1);
-        self.accessor.counters.load_latency.record(took);
+        let counters = &self.accessor.counters;
+        counters.loads.add(1);
+        counters.load_latency.record(took);
+        if let Ok(values) = rows {
+            let found = values.iter().flatten().count() - known;
+            let absent = values.len() - known - found;
+            counters.loaded.add(found as u64);
+            counters.loaded_absent.add(absent as u64);
+            if let Some(tally) = &self.cache.tally {
+                tally.count_load(found as u64, took);
+            }
+        }
         took
     }
 
@@ -355,12 +369,6 @@ impl<D: Dataset> Running<D> {
         cost: Duration,
     ) -> Fills {
         let counters = &self.accessor.counters;
-        let found = values.iter().flatten().count() as u64;
-        counters.loaded.add(found);
-        counters.loaded_absent.add(values.len() as u64 - found);
-        if let Some(tally) = &self.cache.tally {
-            tally.count_load(found, cost);
-        }
         let mut fills = Fills::default();
         let mut entries = BytesMut::new();
         let leased = leases

@@ -28,6 +28,31 @@ struct Open<'f> {
     distrusted: Positions,
 }
 
+/// What the tier has of one key that is read through: the way of a hit, without what a read of many takes along.
+pub(super) fn kept<D: Dataset>(
+    cache: &Cache<D::Source>,
+    key: &D::Key,
+) -> Option<Option<Answer<D>>> {
+    if D::Tier::KIND == TierKind::None {
+        return None;
+    }
+    let accessor = cache.registered::<D>()?;
+    let value = match accessor.only.get() {
+        Some(only) => Some(only.value.clone()),
+        None => {
+            let mut wire = Keys::new();
+            wire.push(cache.prefix(), D::NAME, key).ok()?;
+            match cache.scope_of(accessor)?.get(wire.get(0)) {
+                Recall::Kept(None) => None,
+                Recall::Kept(Some(value)) => Some(D::Tier::recall(value)?),
+                Recall::Unknown(_) | Recall::Distrusted => return None,
+            }
+        }
+    };
+    count_hits(cache, &accessor.counters, 1);
+    Some(value)
+}
+
 impl<'f> Memo<'f> {
     /// Takes from the tier what it has; `None` if that is all that was asked for.
     pub(super) fn recall<D: Dataset>(
@@ -80,10 +105,11 @@ impl<'f> Memo<'f> {
                 open.unkeyable.push(position);
                 continue;
             }
-            if way == Way::Refresh {
-                scope.forget(&open.wire);
-            }
-            match recall::<D>(scope, open.wire.get(at)) {
+            let recalled = match way {
+                Way::Refresh => recall_nothing::<D>(scope, &open.wire),
+                Way::Through | Way::Past => recall::<D>(scope, open.wire.get(at)),
+            };
+            match recalled {
                 Recall::Kept(value) => {
                     asked.set(position, value);
                     hits += 1;
@@ -175,6 +201,18 @@ pub(super) fn recall<D: Dataset>(scope: &dyn Scope, key: Key<'_>) -> Recall<Answ
     }
 }
 
+/// What the scope says of this one key once it has forgotten its value.
+fn recall_nothing<D: Dataset>(scope: &dyn Scope, wire: &Keys) -> Recall<Answer<D>> {
+    loop {
+        scope.forget(wire);
+        match recall::<D>(scope, wire.get(0)) {
+            // Another read of the same request was quicker.
+            Recall::Kept(_) => {}
+            recalled => return recalled,
+        }
+    }
+}
+
 /// Puts one value, or its absence, into the tier of its data set.
 pub(super) fn put<D: Dataset>(
     cache: &Cache<D::Source>,
@@ -237,8 +275,7 @@ fn keep_only<D: Dataset>(
 }
 
 fn count_hits<S: super::Source>(cache: &Cache<S>, counters: &AccessorCounters, hits: u64) {
-    counters.keys.add(hits);
-    counters.tier_hits.add(hits);
+    counters.count_tier_hits(hits);
     if let Some(tally) = &cache.tally {
         tally.count_tier_hits(hits);
     }

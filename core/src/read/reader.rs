@@ -68,6 +68,7 @@ pub enum Route<'a, S: Source> {
     label = "has no request scope",
     note = "take a `larder::Request` (the extractor below a `RequestLayer`, or `Request::begin(&cache)` in a job or a \
             test) and read with `&request`",
+    note = "a type of your own that holds a request reads like it: write `impl ScopedReader` beside its `impl Reader`",
     note = "inside a transaction read with `Direct(&mut connection)`; for data that is read without a request, set \
             `type Tier = NoTier`"
 )]
@@ -76,6 +77,12 @@ pub trait ScopedReader<'a, S: Source>: Reader<'a, S> {}
 /// A reader that may ask for data of this tier: any reader, or a [`ScopedReader`] for [`RequestTier`].
 ///
 /// It follows from [`Reader`] and [`ScopedReader`]; nobody else implements it.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` can't read data with `type Tier = {T}`",
+    note = "data with `type Tier = RequestTier` is read with a request: take a `larder::Request` (the extractor below a \
+            `RequestLayer`, or `Request::begin(&cache)` in a job or a test) and read with `&request`",
+    note = "other data is read with `&request` too, with `&cache`, or with what implements `Reader` for a type of your own"
+)]
 pub trait ReaderOf<'a, S: Source, T>: Reader<'a, S> {}
 
 impl<'a, S: Source, R: Reader<'a, S>> ReaderOf<'a, S, NoTier> for R {}

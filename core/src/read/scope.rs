@@ -34,6 +34,9 @@ pub trait Scope: fmt::Debug + Send + Sync + 'static {
     /// Does the same, and sends every later read of these keys in this scope past the store: a flush of theirs wasn't
     /// confirmed, so that the store may still have what is old.
     fn distrust(&self, keys: &Keys);
+
+    /// Ends it: nothing can be got from it or put into it any more, and what it keeps is removed soon.
+    fn end(&self);
 }
 
 /// What a scope has of a key.

@@ -10,6 +10,12 @@ use std::sync::Arc;
 use super::SharedValue;
 
 mod sealed {
+    #[diagnostic::on_unimplemented(
+        message = "`{Self}` can't be made a tier",
+        label = "isn't one of larder's tiers",
+        note = "there are `NoTier`, `RequestTier` (values live for one request) and `DeployTier` (values that can't change \
+                while this code runs); what else is kept in a process may be old, since no write elsewhere reaches it"
+    )]
     pub trait Sealed {}
     impl Sealed for super::NoTier {}
     impl Sealed for super::RequestTier {}
@@ -98,35 +104,52 @@ impl<V: Clone + Send + Sync + 'static> Tier<V> for NoTier {
     }
 }
 
-macro_rules! sharing {
-    ($tier:ty, $kind:expr, $($bound:tt)+) => {
-        impl<V: $($bound)+> Tier<V> for $tier {
-            type Held = Arc<V>;
+// Twice, and not by a macro: the compiler shows these impls to who has chosen the wrong tier.
+impl<V: Send + Sync + 'static> Tier<V> for RequestTier {
+    type Held = Arc<V>;
 
-            const KIND: TierKind = $kind;
+    const KIND: TierKind = TierKind::Request;
 
-            fn hold(value: V) -> Arc<V> {
-                Arc::new(value)
-            }
+    fn hold(value: V) -> Arc<V> {
+        Arc::new(value)
+    }
 
-            fn value(held: &Arc<V>) -> &V {
-                held
-            }
+    fn value(held: &Arc<V>) -> &V {
+        held
+    }
 
-            fn share(held: &Arc<V>) -> Option<SharedValue> {
-                let shared: SharedValue = Arc::<V>::clone(held);
-                Some(shared)
-            }
+    fn share(held: &Arc<V>) -> Option<SharedValue> {
+        let shared: SharedValue = Arc::<V>::clone(held);
+        Some(shared)
+    }
 
-            fn recall(shared: SharedValue) -> Option<Arc<V>> {
-                shared.downcast().ok()
-            }
-        }
-    };
+    fn recall(shared: SharedValue) -> Option<Arc<V>> {
+        shared.downcast().ok()
+    }
 }
 
-sharing!(RequestTier, TierKind::Request, Send + Sync + 'static);
-sharing!(DeployTier, TierKind::Deploy, DeployImmutable);
+impl<V: DeployImmutable> Tier<V> for DeployTier {
+    type Held = Arc<V>;
+
+    const KIND: TierKind = TierKind::Deploy;
+
+    fn hold(value: V) -> Arc<V> {
+        Arc::new(value)
+    }
+
+    fn value(held: &Arc<V>) -> &V {
+        held
+    }
+
+    fn share(held: &Arc<V>) -> Option<SharedValue> {
+        let shared: SharedValue = Arc::<V>::clone(held);
+        Some(shared)
+    }
+
+    fn recall(shared: SharedValue) -> Option<Arc<V>> {
+        shared.downcast().ok()
+    }
+}
 
 /// Marks a type whose values can't change while the running code runs, so that they may be kept in the process.
 ///
@@ -151,6 +174,7 @@ pub trait DeployImmutable: Send + Sync + 'static {}
 /// The tiers whose data may change, and so can be flushed, refreshed and read past the cache: all but [`DeployTier`].
 #[diagnostic::on_unimplemented(
     message = "data of the tier `{Self}` never changes while this code runs, so it can't be flushed, refreshed or read anew",
+    label = "this data set has `type Tier = {Self}`",
     note = "processes keep such values until they end; if the data can change, its tier is `RequestTier` or `NoTier`"
 )]
 pub trait Changing: sealed::Sealed {}

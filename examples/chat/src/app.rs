@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use larder::backends::Registry;
-use larder::{Cache, Config, Rt};
+use larder::{Cache, Config, Rt, Tiers};
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use crate::data::{Messages, Streams, Subscribers, Users, UsersByEmail};
+use crate::data::{DisplayNames, Messages, ScriptMap, Streams, Subscribers, Users, UsersByEmail};
 use crate::db::{self, Db};
 use crate::dictionary::Dictionaries;
 use crate::fill::fill_once;
@@ -45,21 +45,26 @@ impl App {
         let dictionaries = Dictionaries::read(&db).await?;
         let prefix = prefix.resolve(&backend.pool()).during(what)?;
         let store = backend.to_string();
-        let cache = Cache::builder(db.clone())
+        let tiers = Tiers::from_config(config).during(what)?;
+        let builder = Cache::builder(db.clone())
             .backend(backend)
             .prefix(prefix)
+            .tiers(tiers)
             .register::<Messages>()
             .register::<Users>()
+            .register::<DisplayNames>()
             .register::<UsersByEmail>()
             .register::<Streams>()
             .register::<Subscribers>()
             // One reader is left for the queries that aren't loads.
             .max_loads(db::READERS as usize - 1)
             .load_queue(db::PATIENCE)
-            .dictionaries::<Messages>(dictionaries.current, dictionaries.older)
-            .build()
-            .await
-            .during(what)?;
+            .dictionaries::<Messages>(dictionaries.current, dictionaries.older);
+        let builder = match options.warm {
+            true => builder.warm::<ScriptMap>([()]),
+            false => builder.register::<ScriptMap>(),
+        };
+        let cache = builder.build().await.during(what)?;
         Ok(Arc::new(Self {
             db,
             cache,

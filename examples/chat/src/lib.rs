@@ -15,7 +15,9 @@ pub mod fill;
 pub mod http;
 mod lock;
 pub mod options;
+pub mod release;
 pub mod render;
+pub mod stack;
 pub mod writes;
 
 pub use app::App;

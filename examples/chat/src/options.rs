@@ -26,6 +26,10 @@ pub struct Options {
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
 
+    /// Parse the page's source map in the background at the start, and not with the first error that a page reports
+    #[arg(long)]
+    pub warm: bool,
+
     /// What a new database is filled with.
     #[command(flatten)]
     pub generated: Generated,

@@ -4,6 +4,8 @@
 //! commit would be filled again with the old rows. One function per entity knows all keys that the entity appears under,
 //! those of its old self and those of its new one. It must cover creation too, since absence is cached.
 //!
+//! The cache is that of the request that writes: so its flush also drops what the request has read of the past.
+//!
 //! Callers run these inside [`App::write`](crate::App::write), so that nobody can hang up in between.
 
 use std::fmt;
@@ -14,8 +16,8 @@ use sqlx::sqlite::SqliteConnection;
 use tracing::warn;
 
 use crate::data::{
-    Email, Message, MessageId, Messages, NewMessage, Stream, StreamId, Streams, User, UserId,
-    UserPatch, Users, UsersByEmail,
+    DisplayNames, Email, Message, MessageId, Messages, NewMessage, Stream, StreamId, Streams, User,
+    UserId, UserPatch, Users, UsersByEmail,
 };
 use crate::db::Db;
 
@@ -184,12 +186,13 @@ pub async fn flush_user(cache: &Cache<Db>, before: Option<&User>, after: &User) 
             .map(|user| user.email.clone())
             .filter(|email| *email != after.email),
     );
-    // Both are tried, whatever comes of the other.
-    let (by_id, by_email) = tokio::join!(
+    // All are tried, whatever comes of the others.
+    let (by_id, name, by_email) = tokio::join!(
         cache.flush::<Users>([after.id]),
+        cache.flush::<DisplayNames>([after.id]),
         cache.flush::<UsersByEmail>(emails)
     );
-    confirmed([by_id, by_email])
+    confirmed([by_id, name, by_email])
 }
 
 fn confirmed<const N: usize>(flushes: [Result<(), FlushError>; N]) -> Flush {

@@ -20,6 +20,7 @@ pub(crate) struct Gate {
     gets: Barrier,
     delivered: Barrier,
     replies: Barrier,
+    arriving: Barrier,
     deletes: Barrier,
     dawdle: AtomicU32,
     after_fill: Mutex<Option<BoxFuture>>,
@@ -74,6 +75,7 @@ impl Gate {
             gets: Barrier::new(),
             delivered: Barrier::new(),
             replies: Barrier::new(),
+            arriving: Barrier::new(),
             deletes: Barrier::new(),
             dawdle: AtomicU32::new(0),
             after_fill: Mutex::default(),
@@ -98,6 +100,11 @@ impl Gate {
     /// Fills that were executed wait here with their answers.
     pub(crate) fn answered_fills(&self) -> &Barrier {
         &self.replies
+    }
+
+    /// Deletes wait here before they are executed.
+    pub(crate) fn arriving_deletes(&self) -> &Barrier {
+        &self.arriving
     }
 
     /// Deletes that were executed wait here with their answers.
@@ -192,6 +199,7 @@ impl Backend for Gate {
 
     async fn delete_many(&self, keys: &Keys, options: &WriteOptions) -> Vec<Result<()>> {
         self.linger().await;
+        self.arriving.pass().await;
         let answers = match self.trouble(keys) {
             Some(trouble) => trouble,
             None => self.inner.delete_many(keys, options).await,

@@ -5,13 +5,16 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use larder_core::{BackendExt as _, Set, get, get_many};
+use larder_core::{
+    BackendExt as _, Cache, Dataset, Lifetime, Plain, RequestTier, Set, get, get_many,
+};
+use larder_tiers::{Request, Tiers, TiersConfig};
 use metrics::{
     Counter, Gauge, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit,
 };
 
 use super::gate::Gate;
-use super::shelf::{Row, Shelf, cache_on, memory};
+use super::shelf::{Broken, Conn, Row, Shelf, clock, memory};
 
 /// Keeps what was emitted: every handle that was used, by name and labels.
 #[derive(Default)]
@@ -107,13 +110,43 @@ fn quoted(text: &str) -> impl Iterator<Item = String> {
     text.split('`').skip(1).step_by(2).map(str::to_owned)
 }
 
+/// Shelved under an even number, a name is longer than a request may keep.
+enum Name {}
+
+impl Dataset for Name {
+    const NAME: &'static str = "name";
+    const LIFETIME: Lifetime = Lifetime::Ttl(Duration::from_secs(60));
+    type Source = Shelf;
+    type Key = u64;
+    type Value = String;
+    type Form = Plain;
+    type Tier = RequestTier;
+    type Error = Broken;
+
+    async fn load(_: &mut Conn, ids: Vec<u64>) -> Result<Vec<(u64, String)>, Broken> {
+        let name = |id| "n".repeat(if id % 2 == 0 { 8_000 } else { 8 });
+        Ok(ids.into_iter().map(|id| (id, name(id))).collect())
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_names_and_labels_are_the_documented_ones() {
     let kept = Kept::default();
     let _here = metrics::set_default_local_recorder(&kept);
     let shelf = Shelf::of([1, 2]);
     let gate = Gate::new(memory());
-    let (cache, tally) = cache_on(&shelf, Arc::clone(&gate) as _).await.tallied();
+    let small = TiersConfig {
+        per_request: 4_000,
+        ..TiersConfig::default()
+    };
+    let cache = Cache::builder(shelf.clone())
+        .backend(Arc::clone(&gate) as _)
+        .rt(clock())
+        .tiers(Tiers::new(small).unwrap())
+        .build()
+        .await
+        .unwrap();
+    let (cache, tally) = cache.tallied();
 
     // A miss and an absence, the same again as hits, and a load that two share.
     for _ in 0..2 {
@@ -150,6 +183,17 @@ async fn the_names_and_labels_are_the_documented_ones() {
     gate.set_down(true);
     get::<Row>(&cache, &1).await.unwrap();
     cache.flush::<Row>([1]).await.unwrap_err();
+    tally.settled().await;
+    // What a request keeps, what it has no room for, what comes too late, and what it distrusts.
+    let request = Request::begin(&cache);
+    for _ in 0..2 {
+        get_many::<Name>(&request, [1, 2]).await.unwrap();
+    }
+    request.cache().flush::<Name>([1]).await.unwrap_err();
+    get::<Name>(&request, &1).await.unwrap();
+    gate.set_down(false);
+    request.end();
+    get::<Name>(&request, &1).await.unwrap();
     tally.settled().await;
     // Numbers of servers are copied every five seconds.
     tokio::time::sleep(Duration::from_secs(6)).await;

@@ -4,11 +4,11 @@ mod answers;
 mod drops;
 mod entries;
 mod flights;
-mod gate;
+pub(crate) mod gate;
 mod limits;
 #[cfg(feature = "metrics")]
 mod metrics;
 mod observed;
 mod shapes;
-mod shelf;
+pub(crate) mod shelf;
 mod stopping;

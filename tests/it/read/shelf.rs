@@ -84,6 +84,11 @@ impl Shelf {
         self.0.rows.lock().unwrap().insert(id, text.to_owned());
     }
 
+    /// How many have the shelf: who made it, and every cache and connection.
+    pub(crate) fn holders(&self) -> usize {
+        Arc::strong_count(&self.0)
+    }
+
     /// The keys of every call of a loader, sorted within the call.
     pub(crate) fn asked(&self) -> Vec<Vec<u64>> {
         self.0.asked.lock().unwrap().clone()

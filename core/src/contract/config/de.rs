@@ -1,6 +1,6 @@
 //! Texts into a serde struct, with errors that name key, value and origin.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::str::FromStr;
 
 use serde::de::value::{SeqDeserializer, StrDeserializer};
@@ -11,9 +11,9 @@ use serde::de::{
 use serde::forward_to_deserialize_any;
 
 use super::layer::{Setting, Value};
-use super::settings::GENERAL;
+use super::settings::{GENERAL, SECTIONS};
 
-/// The keys of a backend's struct, in alphabetical order.
+/// The keys of a backend's struct, or of a section's, in alphabetical order.
 ///
 /// ```
 /// # use larder_core::config;
@@ -64,43 +64,70 @@ impl Error for Problem {
     }
 }
 
-/// The keys of one backend, about to become its struct.
+/// The keys of one backend, or of one section, about to become its struct.
 pub(super) struct Struct<'de, I> {
-    backend: &'de str,
+    /// Whose keys they are.
+    name: &'de str,
+    /// Whether the keys were written after the section's name.
+    in_section: bool,
     settings: I,
     /// The key whose value comes next.
-    current: Option<(&'de String, &'de Setting)>,
+    current: Option<(&'de str, &'de Setting)>,
 }
 
-impl<'de, I: Iterator<Item = (&'de String, &'de Setting)> + Clone> Struct<'de, I> {
-    pub(super) fn new(backend: &'de str, settings: I) -> Self {
+impl<'de, I: Iterator<Item = (&'de str, &'de Setting)> + Clone> Struct<'de, I> {
+    pub(super) fn of_backend(name: &'de str, settings: I) -> Self {
         Self {
-            backend,
+            name,
+            in_section: false,
             settings,
             current: None,
         }
     }
 
+    pub(super) fn of_section(name: &'de str, settings: I) -> Self {
+        Self {
+            in_section: true,
+            ..Self::of_backend(name, settings)
+        }
+    }
+
     /// Asked before any value is read: a backend whose author forgot `deny_unknown_fields` refuses them as well.
     fn check_names(&self, known: &[&str]) -> Result<(), Problem> {
-        let unknown = |(key, _): &(&String, &Setting)| !known.contains(&key.as_str());
+        let unknown = |(key, _): &(&str, &Setting)| !known.contains(key);
         let Some((key, setting)) = self.settings.clone().find(unknown) else {
             return Ok(());
         };
-        let mut known = known.to_vec();
+        let mut known: Vec<String> = known.iter().map(|known| self.written(known)).collect();
         known.sort_unstable();
-        Err(Problem(format!(
-            "unknown key `{}` in {} config ({}); known keys: {}, and for every backend: backend, {}, url",
-            key.escape_debug(),
-            self.backend,
+        let mut problem = format!(
+            "unknown key `{}` in {} config ({}); known keys: {}",
+            self.written(key).escape_debug(),
+            self.name,
             setting.origin,
             known.join(", "),
-            GENERAL.join(", "),
-        )))
+        );
+        if !self.in_section {
+            let _ = write!(
+                problem,
+                ", and for every backend: backend, {}, {}_*, url",
+                GENERAL.join(", "),
+                SECTIONS.join("_*, "),
+            );
+        }
+        Err(Problem(problem))
+    }
+
+    /// The key as it is written in a configuration.
+    fn written(&self, key: &str) -> String {
+        match self.in_section {
+            true => format!("{}_{key}", self.name),
+            false => key.to_owned(),
+        }
     }
 }
 
-impl<'de, I: Iterator<Item = (&'de String, &'de Setting)> + Clone> Deserializer<'de>
+impl<'de, I: Iterator<Item = (&'de str, &'de Setting)> + Clone> Deserializer<'de>
     for Struct<'de, I>
 {
     type Error = Problem;
@@ -112,10 +139,10 @@ impl<'de, I: Iterator<Item = (&'de String, &'de Setting)> + Clone> Deserializer<
         visitor: V,
     ) -> Result<V::Value, Problem> {
         self.check_names(fields)?;
-        let backend = self.backend;
+        let name = self.name;
         visitor
             .visit_map(self)
-            .map_err(|problem| Problem(format!("{backend} config: {problem}")))
+            .map_err(|problem| Problem(format!("{name} config: {problem}")))
     }
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Problem> {
@@ -128,7 +155,7 @@ impl<'de, I: Iterator<Item = (&'de String, &'de Setting)> + Clone> Deserializer<
     }
 }
 
-impl<'de, I: Iterator<Item = (&'de String, &'de Setting)>> MapAccess<'de> for Struct<'de, I> {
+impl<'de, I: Iterator<Item = (&'de str, &'de Setting)> + Clone> MapAccess<'de> for Struct<'de, I> {
     type Error = Problem;
 
     fn next_key_seed<K: DeserializeSeed<'de>>(
@@ -148,7 +175,8 @@ impl<'de, I: Iterator<Item = (&'de String, &'de Setting)>> MapAccess<'de> for St
             .expect("a map asks for a value after its key");
         seed.deserialize(Written::from(&setting.value))
             .map_err(|problem| {
-                let (shown, origin) = (setting.shown(key), &setting.origin);
+                let key = self.written(key);
+                let (shown, origin) = (setting.shown(&key), &setting.origin);
                 Problem(format!("{key} = `{shown}` ({origin}): {problem}"))
             })
     }

@@ -47,6 +47,7 @@ pub use units::{Secret, bytes, duration};
 /// | `url` | backend, servers and any other keys at once; a key that its own layer also gives by name wins over it |
 /// | `backend` | the scheme alone: `memory`, `memcached` |
 /// | `prefix`, `prefix_file` | see [`PrefixSettings`] |
+/// | `tiers_…` | the in-process tiers', see [`Settings::section`] |
 /// | all others | the backend's own |
 ///
 /// If a later layer names another backend, the backend's own keys of the earlier layers are dropped: a file that sets

@@ -13,6 +13,23 @@ use crate::contract::{Error, ErrorKind, Prefix, Result};
 /// Keys that mean the same whatever the backend.
 pub(super) const GENERAL: [&str; 2] = ["prefix", "prefix_file"];
 
+/// Keys that mean the same whatever the backend, and belong to a part of larder: `tiers_budget` is the key `budget` of the
+/// section `tiers`.
+pub(super) const SECTIONS: [&str; 1] = ["tiers"];
+
+/// The part of a key in its section: `budget` for `tiers_budget`.
+fn key_in<'a>(section: &str, key: &'a str) -> Option<&'a str> {
+    key.strip_prefix(section)?.strip_prefix('_')
+}
+
+/// Whether the key means the same whatever the backend.
+fn is_general(key: &str) -> bool {
+    GENERAL.contains(&key)
+        || SECTIONS
+            .iter()
+            .any(|section| key_in(section, key).is_some())
+}
+
 /// The effective configuration: one backend, and a value and its origin for every key that is set.
 ///
 /// [`Display`](fmt::Display) shows all of it in one line for a log, without secrets.
@@ -36,7 +53,7 @@ impl Settings {
                 if backend.as_ref().is_some_and(|(earlier, _)| earlier != name) {
                     let (general, others) = values
                         .into_iter()
-                        .partition(|(key, _): &(String, _)| GENERAL.contains(&key.as_str()));
+                        .partition(|(key, _): &(String, _)| is_general(key));
                     values = general;
                     let others: BTreeMap<_, _> = others;
                     dropped.extend(
@@ -102,7 +119,7 @@ impl Settings {
     /// assert_eq!(
     ///     config.settings()?.parse::<CupboardConfig>().unwrap_err().to_string(),
     ///     "unknown key `shelfs` in cupboard config (LARDER_SHELFS); known keys: capacity, password_env, shelves, \
-    ///      and for every backend: backend, prefix, prefix_file, url",
+    ///      and for every backend: backend, prefix, prefix_file, tiers_*, url",
     /// );
     /// # Ok::<(), larder_core::Error>(())
     /// ```
@@ -110,8 +127,27 @@ impl Settings {
         let own = self
             .values
             .iter()
-            .filter(|(key, _)| !GENERAL.contains(&key.as_str()));
-        T::deserialize(de::Struct::new(&self.backend, own))
+            .filter(|(key, _)| !is_general(key))
+            .map(|(key, setting)| (key.as_str(), setting));
+        T::deserialize(de::Struct::of_backend(&self.backend, own))
+            .map_err(|problem| Error::new(ErrorKind::Config, problem.to_string()))
+    }
+
+    /// The struct of a part of larder, made of the keys that begin with its name: `tiers_budget` is the field `budget` of
+    /// what the section `tiers` becomes.
+    ///
+    /// Fails as [`parse`](Self::parse) does.
+    ///
+    /// # Panics
+    ///
+    /// If larder has no such section: its keys would be the backend's.
+    pub fn section<T: DeserializeOwned>(&self, name: &'static str) -> Result<T> {
+        assert!(SECTIONS.contains(&name), "`{name}` is no section");
+        let own = self
+            .values
+            .iter()
+            .filter_map(|(key, setting)| Some((key_in(name, key)?, setting)));
+        T::deserialize(de::Struct::of_section(name, own))
             .map_err(|problem| Error::new(ErrorKind::Config, problem.to_string()))
     }
 

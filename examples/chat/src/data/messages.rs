@@ -37,6 +37,15 @@ pub struct Message {
     pub reactions: Vec<Reaction>,
 }
 
+impl Message {
+    /// Everybody who has to do with it: who sent it, edited it, reacted to it. Some may come twice.
+    pub fn people(&self) -> impl Iterator<Item = UserId> {
+        let editors = self.edit_history.iter().filter_map(|edit| edit.user_id);
+        let reactors = self.reactions.iter().map(|reaction| reaction.user_id);
+        [self.sender_id].into_iter().chain(editors).chain(reactors)
+    }
+}
+
 /// One edit of a message, with what the message said before it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Edit {

@@ -9,12 +9,18 @@
 //! | [`Messages`] | message id | [`Message`], compressed with a dictionary | the message is sent |
 //! | [`Users`] | user id | [`User`] | anything about the user changes |
 //! | [`UsersByEmail`] | e-mail address | user id | the address gets or loses its user |
+//! | [`DisplayNames`] | user id | the name | anything about the user changes |
 //! | [`Streams`] | stream id | [`Stream`] | never: nothing writes streams after the first start |
 //! | [`Subscribers`] | stream id | user ids | never, likewise |
+//! | [`ScriptMap`] | nothing | [`Symbols`], never stored | never: it is a part of the program |
+//!
+//! Two of them have a tier in the process. Display names are wanted again and again while a page is put together, so a
+//! request keeps those it has read; the script's map is expensive to parse and can't change, so the process keeps it.
 //!
 //! Absence is cached too (`404` is an answer like any other), so what is created must be flushed as well.
 
 mod messages;
+mod script_map;
 mod streams;
 mod users;
 
@@ -23,8 +29,9 @@ use serde::{Deserialize, Serialize};
 
 pub use messages::{Edit, Message, Messages, MessagesPage, NewMessage, Reaction};
 pub(crate) use messages::{insert_all, sample};
+pub use script_map::{Origin, ScriptMap, Symbols};
 pub use streams::{Stream, Streams, Subscribers};
-pub use users::{BadEmail, Email, StoredUser, User, UserPatch, Users, UsersByEmail};
+pub use users::{BadEmail, DisplayNames, Email, StoredUser, User, UserPatch, Users, UsersByEmail};
 
 /// How an id comes out of a URL, a row or a key: a number of its own type.
 macro_rules! ids {

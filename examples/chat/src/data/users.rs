@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use larder::{BoxError, Dataset, Form, KeyPart, KeyWriter, Lifetime, NoTier, Plain};
+use larder::{BoxError, Dataset, Form, KeyPart, KeyWriter, Lifetime, NoTier, Plain, RequestTier};
 use serde::{Deserialize, Serialize};
 use sqlx::sqlite::SqliteConnection;
 
@@ -95,6 +95,41 @@ impl Dataset for Users {
                 };
                 (id, user)
             })
+            .collect())
+    }
+}
+
+/// What users are called, by id: kept by each request that reads them, for the rest of it.
+///
+/// A page of messages mentions few people and each of them often. Who puts one message into words asks for the names it
+/// mentions, as if there were no others; what the request has read before costs neither a trip nor a copy.
+#[derive(Debug)]
+pub struct DisplayNames;
+
+impl Dataset for DisplayNames {
+    const NAME: &'static str = "display_name";
+    const LIFETIME: Lifetime = Lifetime::Ttl(Duration::from_hours(1));
+
+    type Source = Db;
+    type Key = UserId;
+    type Value = String;
+    type Form = Plain;
+    type Tier = RequestTier;
+    type Error = sqlx::Error;
+
+    async fn load(
+        db: &mut SqliteConnection,
+        ids: Vec<UserId>,
+    ) -> sqlx::Result<Vec<(UserId, String)>> {
+        let rows: Vec<(i64, String)> = sqlx::query_as(
+            "SELECT id, full_name FROM users WHERE id IN (SELECT value FROM json_each(?))",
+        )
+        .bind(id_list(&ids))
+        .fetch_all(db)
+        .await?;
+        Ok(rows
+            .into_iter()
+            .map(|(id, name)| (UserId(id), name))
             .collect())
     }
 }

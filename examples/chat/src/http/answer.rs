@@ -16,7 +16,14 @@ use crate::writes::{Flush, WriteError};
 /// An answer of this status with this value as JSON.
 pub(super) fn answer(status: StatusCode, value: &impl Serialize) -> Response {
     match serde_json::to_vec(value) {
-        Ok(body) => (status, [(header::CONTENT_TYPE, "application/json")], body).into_response(),
+        Ok(body) => {
+            let headers = [
+                (header::CONTENT_TYPE, "application/json"),
+                // Texts of people are in it: no browser may take it for a page.
+                (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+            ];
+            (status, headers, body).into_response()
+        }
         Err(error) => ApiError::internal(error).into_response(),
     }
 }

@@ -1,6 +1,6 @@
 //! `/api/messages`: pages of history, and new messages.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use axum::Json;
@@ -13,8 +13,8 @@ use super::answer::{ApiError, Valid, answer, written};
 use super::visit::Visit;
 use crate::App;
 use crate::data::{
-    Message, MessageId, Messages, MessagesPage, NewMessage, Stream, StreamId, Streams, User,
-    UserId, Users,
+    DisplayNames, Message, MessageId, Messages, MessagesPage, NewMessage, Stream, StreamId,
+    Streams, UserId,
 };
 use crate::fill::unix_time;
 use crate::render::render;
@@ -87,29 +87,45 @@ impl PageQuery {
     }
 }
 
+/// What people are called today, by their ids.
+type Names = BTreeMap<UserId, Arc<String>>;
+
 /// A message as it is shown: with the names of today.
 #[derive(Serialize)]
 struct View<'a> {
     #[serde(flatten)]
     message: &'a Message,
     stream: Option<&'a str>,
-    sender_full_name: Option<&'a str>,
+    sender_full_name: Option<Arc<String>>,
+    /// Of everybody who has to do with it.
+    names: Names,
 }
 
 impl<'a> View<'a> {
-    fn new(message: &'a Message, stream: Option<&'a Stream>, sender: Option<&'a User>) -> Self {
+    fn new(message: &'a Message, stream: Option<&'a Stream>, names: Names) -> Self {
         Self {
             message,
             stream: stream.map(|stream| stream.name.as_str()),
-            sender_full_name: sender.map(|user| user.full_name.as_str()),
+            sender_full_name: names.get(&message.sender_id).map(Arc::clone),
+            names,
         }
     }
+}
+
+/// The names of everybody who has to do with a message: what the request has read before comes from there.
+async fn names(visit: &Visit, message: &Message) -> Result<Names, ApiError> {
+    let names = larder::get_many::<DisplayNames>(visit, message.people()).await?;
+    let found = names
+        .iter()
+        .filter_map(|(id, name)| Some((*id, Arc::clone(name?))));
+    Ok(found.collect())
 }
 
 /// `GET /api/messages?anchor=ID|newest&before=N&after=N&stream=S`
 ///
 /// The ids come from the index, in the order of the history; the messages from one bulk call; what changes for other
-/// reasons than a message, the names, is added after the fetch, from a bulk call for each kind.
+/// reasons than a message, the names, is added after the fetch, from a bulk call for each kind. The one for the names of
+/// people is for the request to keep them: each message then asks for its own.
 pub(super) async fn list(
     State(app): State<Arc<App>>,
     visit: Visit,
@@ -130,29 +146,25 @@ pub(super) async fn list(
     let messages = larder::get_many::<Messages>(&visit, &ids).await?;
     // A message that was deleted since its id was found is left out.
     let messages: Vec<&Message> = messages.iter().filter_map(|(_, message)| message).collect();
-    let senders: HashSet<UserId> = messages.iter().map(|message| message.sender_id).collect();
+    let people: HashSet<UserId> = messages
+        .iter()
+        .flat_map(|message| message.people())
+        .collect();
     let streams: HashSet<StreamId> = messages.iter().map(|message| message.stream_id).collect();
-    let (senders, streams) = tokio::try_join!(
-        larder::get_many::<Users>(&visit, &senders),
+    let (_, streams) = tokio::try_join!(
+        larder::get_many::<DisplayNames>(&visit, &people),
         larder::get_many::<Streams>(&visit, &streams)
     )?;
-    let views = messages.iter().map(|message| {
-        View::new(
-            message,
-            streams.get(&message.stream_id),
-            senders.get(&message.sender_id),
-        )
-    });
+    let mut views = Vec::with_capacity(messages.len());
+    for message in messages {
+        let names = names(&visit, message).await?;
+        views.push(View::new(message, streams.get(&message.stream_id), names));
+    }
     #[derive(Serialize)]
     struct Page<'a> {
         messages: Vec<View<'a>>,
     }
-    Ok(answer(
-        StatusCode::OK,
-        &Page {
-            messages: views.collect(),
-        },
-    ))
+    Ok(answer(StatusCode::OK, &Page { messages: views }))
 }
 
 /// The body of a new message.
@@ -195,7 +207,8 @@ pub(super) async fn send(
         stream,
         sender,
     } = &sent.value;
-    let view = View::new(message, Some(stream), Some(sender));
+    let names = Names::from([(sender.id, Arc::new(sender.full_name.clone()))]);
+    let view = View::new(message, Some(stream), names);
     Ok(written(StatusCode::CREATED, &view, sent.flush))
 }
 

@@ -1,8 +1,10 @@
 //! The chat over HTTP.
 //!
-//! Each JSON answer says what it cost: `Server-Timing`, `X-Larder-Trips` and `X-Larder-Loads`, see [`Visit`].
+//! Each JSON answer says what it cost: `Server-Timing`, `X-Larder-Trips`, `X-Larder-Loads` and `X-Larder-Tier-Hits`, see
+//! [`Visit`].
 
 mod answer;
+mod client_errors;
 mod messages;
 mod page;
 mod status;
@@ -14,8 +16,9 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::middleware::from_fn_with_state;
-use axum::routing::get;
+use axum::middleware::from_fn;
+use axum::routing::{get, post};
+use larder::RequestLayer;
 
 use crate::App;
 
@@ -30,17 +33,22 @@ pub fn router(app: Arc<App>) -> Router {
     Router::new()
         .route("/", get(page::index))
         .route("/style.css", get(page::style))
-        .route("/app.js", get(page::script))
+        .route(concat!("/", env!("CHAT_SCRIPT")), get(page::script))
         .route("/healthz", get(status::health))
         .route("/stats", get(status::stats))
         .route("/api/messages", get(messages::list).post(messages::send))
         .route("/api/users", get(users::by_email))
         .route("/api/users/{id}", get(users::by_id).patch(users::change))
+        .route(
+            "/api/client-errors",
+            post(client_errors::report).layer(DefaultBodyLimit::max(client_errors::LONGEST_BODY)),
+        )
         .route("/api/streams", get(streams::list))
         .route("/api/streams/{id}/subscribers", get(streams::subscribers))
         .fallback(answer::no_such_path)
         .method_not_allowed_fallback(answer::no_such_method)
         .layer(DefaultBodyLimit::max(LONGEST_BODY))
-        .layer(from_fn_with_state(Arc::clone(&app), visit::measure))
+        .layer(from_fn(visit::measure))
+        .layer(RequestLayer::new(app.cache()).tallied())
         .with_state(app)
 }

@@ -4,50 +4,53 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use axum::extract::{FromRequestParts, Request, State};
+use axum::extract::{self, FromRequestParts};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::Response;
-use larder::{Cache, Reader, Route, Tally};
+use larder::{Cache, Reader, Request, Route, ScopedReader};
 
 use super::ApiError;
-use crate::App;
 use crate::db::Db;
 use crate::writes::Written;
 
 /// One request: the reader that its accessors are called with, and the clocks that its answer shows.
 #[derive(Clone, Debug)]
 pub struct Visit {
-    cache: Cache<Db>,
-    tally: Arc<Tally>,
-    /// Nanoseconds that queries of the request's own took.
-    queried: Arc<AtomicU64>,
-    /// And its flushes.
-    flushed: Arc<AtomicU64>,
+    /// What it reads with: larder's own, which keeps what is read and counts what it costs.
+    request: Request<Db>,
+    clocks: Arc<Clocks>,
+}
+
+/// What the request's own work took, in nanoseconds: larder counts its reads and loads itself.
+#[derive(Debug, Default)]
+struct Clocks {
+    queries: AtomicU64,
+    flushes: AtomicU64,
+    source_map: AtomicU64,
 }
 
 impl Visit {
-    fn begin(app: &App) -> Self {
-        let (cache, tally) = app.cache().tallied();
-        Self {
-            cache,
-            tally,
-            queried: Arc::default(),
-            flushed: Arc::default(),
-        }
-    }
-
-    /// The cache handle whose trips and loads are charged to this request.
+    /// The cache as this request has it: its reads and writes are charged to the request, and its flushes drop what the
+    /// request keeps.
     pub fn cache(&self) -> Cache<Db> {
-        self.cache.clone()
+        self.request.cache().clone()
     }
 
     /// Runs a query of the request's own, on the clock that the answer shows as `db`.
     pub(super) async fn query<T>(&self, query: impl Future<Output = T> + Send) -> T {
         let begin = Instant::now();
         let answer = query.await;
-        add(&self.queried, begin.elapsed());
+        add(&self.clocks.queries, begin.elapsed());
+        answer
+    }
+
+    /// Waits for the script's map, on the clock that the answer shows as `map`.
+    pub(super) async fn map<T>(&self, read: impl Future<Output = T> + Send) -> T {
+        let begin = Instant::now();
+        let answer = read.await;
+        add(&self.clocks.source_map, begin.elapsed());
         answer
     }
 
@@ -61,40 +64,53 @@ impl Visit {
         let flushing = written
             .as_ref()
             .map_or(Duration::ZERO, |written| written.flushing);
-        add(&self.flushed, flushing);
-        add(&self.queried, begin.elapsed().saturating_sub(flushing));
+        add(&self.clocks.flushes, flushing);
+        add(
+            &self.clocks.queries,
+            begin.elapsed().saturating_sub(flushing),
+        );
         written
     }
 
     fn write_headers(&self, headers: &mut HeaderMap) {
+        let Some(tally) = self.request.tally() else {
+            return;
+        };
         // What a read takes beside its loads is the cache's part; loads are the database's, like the request's queries.
-        let loading = self.tally.load_time();
-        let reading = self.tally.read_time().saturating_sub(loading);
+        let loading = tally.load_time();
+        let reading = tally.read_time().saturating_sub(loading);
         let total = |clock: &AtomicU64| Duration::from_nanos(clock.load(Ordering::Relaxed));
-        let cache = (reading + total(&self.flushed)).as_secs_f64() * 1_000.0;
-        let database = (loading + total(&self.queried)).as_secs_f64() * 1_000.0;
-        let timing = format!("cache;dur={cache:.3}, db;dur={database:.3}");
+        let millis = |time: Duration| time.as_secs_f64() * 1_000.0;
+        let cache = millis(reading + total(&self.clocks.flushes));
+        let database = millis(loading + total(&self.clocks.queries));
+        let mut timing = format!("cache;dur={cache:.3}, db;dur={database:.3}");
+        let map = total(&self.clocks.source_map);
+        if !map.is_zero() {
+            timing += &format!(", map;dur={:.3}", millis(map));
+        }
         headers.insert(
             HeaderName::from_static("server-timing"),
             HeaderValue::from_str(&timing).expect("numbers are printable"),
         );
-        headers.insert(
-            HeaderName::from_static("x-larder-trips"),
-            self.tally.trips().into(),
-        );
-        headers.insert(
-            HeaderName::from_static("x-larder-loads"),
-            self.tally.loaded().into(),
-        );
+        for (name, count) in [
+            ("x-larder-trips", tally.trips()),
+            ("x-larder-loads", tally.loaded()),
+            ("x-larder-tier-hits", tally.tier_hits()),
+        ] {
+            headers.insert(HeaderName::from_static(name), count.into());
+        }
     }
 }
 
 /// A visit is what accessors are called with: `larder::get::<Users>(&visit, &id)`.
 impl<'a> Reader<'a, Db> for &'a Visit {
     fn route(self) -> Route<'a, Db> {
-        Route::Cached(&self.cache)
+        self.request.route()
     }
 }
+
+/// It holds a request, so that it also reads what requests keep.
+impl<'a> ScopedReader<'a, Db> for &'a Visit {}
 
 impl<S: Sync> FromRequestParts<S> for Visit {
     type Rejection = ApiError;
@@ -109,11 +125,14 @@ impl<S: Sync> FromRequestParts<S> for Visit {
 
 /// Begins a visit for each request, and writes what it cost into each JSON answer.
 pub(super) async fn measure(
-    State(app): State<Arc<App>>,
-    mut request: Request,
+    reader: Request<Db>,
+    mut request: extract::Request,
     next: Next,
 ) -> Response {
-    let visit = Visit::begin(&app);
+    let visit = Visit {
+        request: reader,
+        clocks: Arc::default(),
+    };
     request.extensions_mut().insert(visit.clone());
     let mut response = next.run(request).await;
     let headers = response.headers_mut();

@@ -30,6 +30,8 @@ async function ask(path, options) {
     count: body.messages?.length ?? null,
     cache: part('cache'),
     db: part('db'),
+    map: part('map'),
+    kept: Number(response.headers.get('x-larder-tier-hits')),
     whole: performance.now() - begin,
   });
   if (!response.ok) throw new Error(body.error ?? response.statusText);
@@ -40,6 +42,7 @@ async function ask(path, options) {
 function describe(method, path) {
   const [route, query] = path.replace('/api/', '').split('?');
   const id = route.split('/')[1];
+  if (route === 'client-errors') return 'reported an error';
   if (method === 'POST') return 'sent a message';
   if (method === 'PATCH') return `changed user ${id}`;
   if (route === 'streams') return 'streams';
@@ -147,18 +150,19 @@ function row(message) {
   person.addEventListener('click', () => openPerson(message.sender_id));
   const when = make('span', 'when', times.format(new Date(message.timestamp * 1000)));
   const edited = message.last_edit_timestamp === null ? null : make('span', 'when', 'edited');
-  if (edited) edited.title = message.edit_history[0]?.prev_content ?? '';
-  const counts = new Map();
-  for (const reaction of message.reactions) {
-    const emoji = emojiOf(reaction);
-    counts.set(emoji, (counts.get(emoji) ?? 0) + 1);
-  }
-  const reactions = make('div', 'reactions', ...[...counts].map(([emoji, count]) =>
-    make('span', '', count > 1 ? `${emoji} ${count}` : emoji)));
+  const nameOf = id => message.names[id] ?? `user ${id}`;
+  const [edit] = message.edit_history;
+  if (edited && edit) edited.title = `${nameOf(edit.user_id)} changed: ${edit.prev_content ?? edit.prev_topic ?? ''}`;
+  const fans = Map.groupBy(message.reactions, emojiOf);
+  const reactions = make('div', 'reactions', ...[...fans].map(([emoji, all]) => {
+    const element = make('span', '', all.length > 1 ? `${emoji} ${all.length}` : emoji);
+    element.title = all.map(reaction => nameOf(reaction.user_id)).join(', ');
+    return element;
+  }));
   return make('li', 'message', face, make('div', '',
     make('div', 'by', person, when, edited),
     make('div', 'text', ...marked(message.content)),
-    counts.size ? reactions : null));
+    fans.size ? reactions : null));
 }
 
 function emojiOf(reaction) {
@@ -257,19 +261,24 @@ const requests = [];
 function showRequest(request) {
   requests.unshift(request);
   requests.length = Math.min(requests.length, 6);
-  const longest = Math.max(...requests.map(({ cache, db }) => cache + db), 1);
+  const whole = ({ cache, db, map }) => cache + db + map;
+  const longest = Math.max(...requests.map(whole), 1);
   by('requests').replaceChildren(...requests.map(each => {
-    const bar = make('div', 'bar', make('i', 'cache'), make('i', 'db'));
-    bar.children[0].style.width = `${90 * each.cache / longest}%`;
-    bar.children[1].style.width = `${90 * each.db / longest}%`;
+    const bar = make('div', 'bar', ...['cache', 'db', 'map'].filter(kind => each[kind]).map(kind => {
+      const piece = make('i', kind);
+      piece.style.width = `${90 * each[kind] / longest}%`;
+      return piece;
+    }));
     const count = each.count === null ? '' : `${numbers.format(each.count)} `;
     const what = make('span', 'what', count + each.what);
     what.title = each.path;
     const loads = each.loads === 0 ? make('span', 'warm', 'none loaded') : make('b', '', `${numbers.format(each.loads)} loaded`);
     const outcome = each.flush ? make('b', '', `flush ${each.flush}`) : loads;
     const trips = `${each.trips} ${each.trips === 1 ? 'trip' : 'trips'}`;
-    const took = ` · ${(each.cache + each.db).toFixed(1)} ms`;
-    return make('li', '', what, make('span', 'cost', outcome, ` · ${trips}${took}`), bar);
+    const took = ` · ${whole(each).toFixed(1)} ms`;
+    const cost = make('span', 'cost', outcome, ` · ${trips}${took}`);
+    cost.title = `${numbers.format(each.kept)} keys that the request had already`;
+    return make('li', '', what, cost, bar);
   }));
 }
 
@@ -284,7 +293,7 @@ function cell(key, text) {
 function micros(value, count) {
   if (count === 0) return '–';
   if (value < 1000) return `${value.toFixed(0)} µs`;
-  return value < 1e6 ? `${(value / 1e3).toFixed(1)} ms` : `${(value / 1e6).toFixed(1)} s`;
+  return value < 1e6 ? `${(value / 1e3).toFixed(value < 1e5 ? 1 : 0)} ms` : `${(value / 1e6).toFixed(1)} s`;
 }
 
 function bytes(value) {
@@ -299,6 +308,7 @@ function drawAccessors(accessors) {
     const { name } = each;
     const answered = each.hits + each.absent;
     const all = answered + each.misses;
+    const kept = each.tier_hits + each.tier_misses > 0;
     const fill = make('i', '');
     fill.style.width = `${all ? 100 * answered / all : 0}%`;
     const rate = make('span', 'rate', fill);
@@ -306,6 +316,7 @@ function drawAccessors(accessors) {
     const tail = each.read_latency;
     return make('tr', '',
       make('td', '', name.replaceAll('_', ' '), rate),
+      cell(`${name} kept`, kept ? numbers.format(each.tier_hits) : '–'),
       cell(`${name} hits`, numbers.format(answered)),
       cell(`${name} misses`, numbers.format(each.misses)),
       cell(`${name} loads`, numbers.format(each.loads)),
@@ -313,6 +324,16 @@ function drawAccessors(accessors) {
       cell(`${name} p50`, micros(tail.p50_us, tail.count)),
       cell(`${name} p99`, micros(tail.p99_us, tail.count)));
   }));
+}
+
+function drawTiers({ budget, request, deploy }) {
+  by('budget').textContent = `of ${bytes(budget)} together`;
+  by('tiers').replaceChildren(...Object.entries({ request, deploy }).map(([name, tier]) => make('tr', '',
+    make('td', '', name),
+    cell(`tier ${name} entries`, numbers.format(tier.entries)),
+    cell(`tier ${name} bytes`, bytes(tier.bytes)),
+    cell(`tier ${name} hits`, numbers.format(tier.hits)),
+    cell(`tier ${name} misses`, numbers.format(tier.misses)))));
 }
 
 function drawServers(stats) {
@@ -337,6 +358,7 @@ async function refresh() {
     const stats = await (await fetch('/stats')).json();
     by('store').textContent = `${stats.store} · up ${uptime(stats.uptime_s)}`;
     drawAccessors(stats.accessors);
+    drawTiers(stats.tiers);
     drawServers(stats);
   } catch {
     by('store').textContent = 'the chat does not answer';
@@ -355,6 +377,29 @@ async function watch() {
     if (!document.hidden) await refresh();
   }
 }
+
+// --- What went wrong: the chat says where in the sources it was, since what runs here was made small. ---
+
+async function report(error) {
+  const stack = String(error?.stack ?? error).split('\n').slice(0, 50).join('\n');
+  try {
+    const { message, frames } = await send('POST', '/api/client-errors', { stack });
+    by('error').replaceChildren(make('b', '', message || String(error)), ...frames.map(frame => {
+      const { source, line, column } = frame;
+      const place = source ? `${frame.function || '(anonymous)'} at ${source}:${line}:${column}` : frame.raw;
+      const element = make('li', source ? '' : 'foreign', place);
+      element.title = frame.code ?? '';
+      return element;
+    }));
+  } catch (trouble) {
+    // Nobody is there to be told, and reporting this too would never end.
+    console.warn(trouble);
+  }
+}
+
+addEventListener('error', event => report(event.error));
+addEventListener('unhandledrejection', event => report(event.reason));
+by('fail').addEventListener('click', () => part(7)(1, 3));
 
 // --- Start. ---
 

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use larder_chat::data::{MessageId, Messages};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::{Chat, Place};
 
@@ -47,6 +47,9 @@ async fn messages_carry_todays_names() {
             .await
             .expect(200);
         assert_eq!(message["sender_full_name"], sender["full_name"]);
+        let names = message["names"].as_object().unwrap();
+        let named: HashSet<i64> = names.keys().map(|id| id.parse().unwrap()).collect();
+        assert_eq!(named, mentioned(message));
         assert!(message["stream"].is_string(), "{message}");
         assert!(message["rendered_content"].is_string(), "{message}");
     }
@@ -85,12 +88,13 @@ async fn a_cold_page_costs_a_read_and_a_fill_per_accessor_and_a_warm_one_a_read(
     let chat = chat(&place).await;
     let page = "/api/messages?before=1000";
     let cold = chat.get(page).await;
-    let (mut senders, mut streams) = (HashSet::new(), HashSet::new());
-    for message in cold.messages() {
-        senders.insert(message["sender_id"].as_i64());
-        streams.insert(message["stream_id"].as_i64());
-    }
-    assert_eq!(cold.loads(), (1000 + senders.len() + streams.len()) as u64);
+    let streams: HashSet<_> = cold
+        .messages()
+        .iter()
+        .map(|message| message["stream_id"].as_i64())
+        .collect();
+    let people: HashSet<i64> = cold.messages().iter().flat_map(mentioned).collect();
+    assert_eq!(cold.loads(), (1000 + people.len() + streams.len()) as u64);
     assert_eq!(cold.trips(), 6);
 
     let warm = chat.get(page).await;
@@ -101,6 +105,50 @@ async fn a_cold_page_costs_a_read_and_a_fill_per_accessor_and_a_warm_one_a_read(
         timing.starts_with("cache;dur=") && timing.contains(", db;dur="),
         "{timing}"
     );
+}
+
+#[tokio::test]
+async fn a_page_asks_the_store_for_each_name_once_however_many_messages_mention_it() {
+    let place = Place::new();
+    let chat = chat(&place).await;
+    let page = "/api/messages?before=1000";
+    chat.get(page).await;
+    let before = display_names(&chat).await;
+    let warm = chat.get(page).await;
+    let after = display_names(&chat).await;
+
+    let mentioned: Vec<HashSet<i64>> = warm.messages().iter().map(mentioned).collect();
+    let people: HashSet<i64> = mentioned.iter().flatten().copied().collect();
+    let mentions: usize = mentioned.iter().map(HashSet::len).sum();
+    assert!(
+        mentions > 10 * people.len(),
+        "{mentions} of {}",
+        people.len()
+    );
+    let grown = |field: &str| after[field].as_u64().unwrap() - before[field].as_u64().unwrap();
+    assert_eq!((grown("trips"), grown("hits")), (1, people.len() as u64));
+    assert_eq!(grown("tier_hits"), mentions as u64);
+    assert_eq!((warm.trips(), warm.tier_hits()), (3, mentions as u64));
+
+    // What requests kept goes with them.
+    chat.settled(|stats| stats["tiers"]["request"]["entries"] == 0)
+        .await;
+}
+
+async fn display_names(chat: &Chat) -> Value {
+    chat.get("/stats").await.accessor("display_name")
+}
+
+/// Whose names a message shows.
+fn mentioned(message: &Value) -> HashSet<i64> {
+    let lists = [&message["reactions"], &message["edit_history"]];
+    lists
+        .into_iter()
+        .flat_map(|list| list.as_array().unwrap())
+        .map(|each| &each["user_id"])
+        .chain([&message["sender_id"]])
+        .filter_map(Value::as_i64)
+        .collect()
 }
 
 #[tokio::test]

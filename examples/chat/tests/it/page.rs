@@ -1,5 +1,9 @@
 //! The page, and how the chat says it is.
 
+use larder::Request;
+use larder_chat::data::{DisplayNames, ScriptMap, UserId};
+use larder_chat::release::{SCRIPT_MAP, SCRIPT_NAME};
+
 use crate::support::Place;
 
 const SMALL: [&str; 4] = ["--messages", "50", "--users", "9"];
@@ -16,7 +20,7 @@ async fn the_page_brings_everything_it_needs() {
             .unwrap()
             .contains("default-src 'none'")
     );
-    for file in ["style.css", "app.js"] {
+    for file in ["style.css", SCRIPT_NAME] {
         assert!(
             page.text.contains(&format!("\"{file}\"")),
             "the page doesn't name {file}"
@@ -46,21 +50,54 @@ async fn stats_count_what_requests_did() {
     let chat = place.start(&SMALL).await.unwrap();
     chat.get("/api/messages?before=40").await.expect(200);
     chat.get("/api/messages?before=40").await.expect(200);
-    let stats = chat.get("/stats").await.expect(200);
-    let messages = stats["accessors"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .find(|accessor| accessor["name"] == "message")
-        .expect("messages are counted");
+    let stats = chat.get("/stats").await;
+    let messages = stats.accessor("message");
     assert_eq!(
         (&messages["hits"], &messages["misses"], &messages["loads"]),
         (&40.into(), &40.into(), &1.into())
     );
+    let stats = stats.expect(200);
     assert_eq!(stats["servers"][0]["up"], true);
     assert!(
         stats["store"].as_str().unwrap().starts_with("memory"),
         "{stats}"
+    );
+}
+
+#[tokio::test]
+async fn stats_show_both_tiers_of_the_process_and_their_budget() {
+    let place = Place::new();
+    let chat = place
+        .start_in(&[("LARDER_TIERS_BUDGET", "32MiB")], &SMALL)
+        .await
+        .unwrap();
+    let tiers = chat.get("/stats").await.expect(200)["tiers"].clone();
+    assert_eq!(tiers["budget"], 32 << 20);
+    for tier in ["request", "deploy"] {
+        for number in ["entries", "bytes", "hits", "misses"] {
+            assert_eq!(tiers[tier][number], 0, "{number} of {tier} in {tiers}");
+        }
+    }
+    // A request under way keeps what it has read.
+    let request = Request::begin(chat.app.cache());
+    larder::get_many::<DisplayNames>(&request, [1, 2, 3].map(UserId))
+        .await
+        .unwrap();
+    larder::get::<DisplayNames>(&request, &UserId(2))
+        .await
+        .unwrap();
+    larder::get::<ScriptMap>(chat.app.cache(), &())
+        .await
+        .unwrap();
+    let tiers = chat.get("/stats").await.expect(200)["tiers"].clone();
+    let numbers =
+        |tier: &str| ["entries", "hits", "misses"].map(|name| tiers[tier][name].as_u64().unwrap());
+    assert_eq!(numbers("request"), [3, 1, 3]);
+    assert_eq!(numbers("deploy"), [1, 0, 1]);
+    assert!(tiers["request"]["bytes"].as_u64() > Some(100), "{tiers}");
+    assert!(
+        tiers["deploy"]["bytes"].as_u64() > Some(SCRIPT_MAP.len() as u64),
+        "{tiers}"
     );
 }
 

@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use larder::Request;
+use larder_chat::data::{DisplayNames, UserId};
 use larder_chat::db::Db;
 use larder_chat::dictionary::Dictionaries;
 use larder_harness::server::{Listen, MemcachedServer};
@@ -51,14 +53,22 @@ async fn chats_that_share_a_store_see_each_others_writes() {
     // What one chat filled, the other reads.
     assert_eq!(one.get(page).await.loads(), 0);
 
-    let sender = &seen.messages()[0]["sender_id"];
-    let user = format!("/api/users/{sender}");
+    // A request of the other that is under way keeps the name that it has read; its next one has the new name.
+    let sender = UserId(seen.messages()[0]["sender_id"].as_i64().unwrap());
+    let request = Request::begin(other.app.cache());
+    let name = async || {
+        larder::get::<DisplayNames>(&request, &sender)
+            .await
+            .unwrap()
+    };
+    let before = name().await;
     let change = json!({ "full_name": "Grace" });
+    let user = format!("/api/users/{sender}");
     one.send("PATCH", &user, change).await.expect(200);
-    assert_eq!(
-        other.get(page).await.messages()[0]["sender_full_name"],
-        "Grace"
-    );
+    assert_eq!(name().await, before);
+    let after = other.get(page).await.messages()[0].clone();
+    assert_eq!(after["sender_full_name"], "Grace");
+    assert_eq!(after["names"][sender.to_string()], "Grace");
 
     let error = place
         .start(&SMALL)

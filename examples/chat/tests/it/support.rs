@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
@@ -41,8 +42,16 @@ impl Place {
 
     /// Starts a chat here, whatever the environment says.
     pub(crate) async fn start(&self, args: &[&str]) -> StartResult<Chat> {
+        self.start_in(&[], args).await
+    }
+
+    /// Starts a chat here, in this environment.
+    pub(crate) async fn start_in(&self, vars: &[(&str, &str)], args: &[&str]) -> StartResult<Chat> {
         let options = self.options(args);
-        let config: Config = options.config().expect("a good URL");
+        let config = options
+            .config()
+            .and_then(|config| config.vars(vars.iter().copied()));
+        let config: Config = config.expect("a good configuration");
         let app = App::start(&options, &config).await?;
         let router = http::router(Arc::clone(&app));
         Ok(Chat { app, router })
@@ -84,9 +93,20 @@ impl Chat {
         }
     }
 
+    /// Waits until `/stats` says this, which happens in the background.
+    pub(crate) async fn settled(&self, is_so: impl Fn(&Value) -> bool + Send + Sync) {
+        let settled = async {
+            while !is_so(&self.get("/stats").await.expect(200)) {
+                tokio::task::yield_now().await;
+            }
+        };
+        let settled = tokio::time::timeout(Duration::from_secs(20), settled).await;
+        assert!(settled.is_ok(), "the statistics never say so");
+    }
+
     /// Stops it, so that another can start at its place.
     pub(crate) async fn stop(self) {
-        self.app.close(std::time::Duration::from_secs(5)).await;
+        self.app.close(Duration::from_secs(5)).await;
     }
 }
 
@@ -148,6 +168,22 @@ impl Answer {
     #[track_caller]
     pub(crate) fn loads(&self) -> u64 {
         self.number("x-larder-loads")
+    }
+
+    /// Keys that the request had already.
+    #[track_caller]
+    pub(crate) fn tier_hits(&self) -> u64 {
+        self.number("x-larder-tier-hits")
+    }
+
+    /// What `/stats` counts for this data set.
+    #[track_caller]
+    pub(crate) fn accessor(&self, name: &str) -> Value {
+        let accessors = self.json["accessors"].as_array().expect("statistics");
+        let found = accessors.iter().find(|accessor| accessor["name"] == name);
+        found
+            .unwrap_or_else(|| panic!("no {name} in {}", self.text))
+            .clone()
     }
 
     pub(crate) fn flush(&self) -> &str {

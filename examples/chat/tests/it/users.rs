@@ -1,7 +1,11 @@
 //! People, and what their changes make stale.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use larder::Request;
+use larder_chat::data::{DisplayNames, UserId, UserPatch};
+use larder_chat::writes::change_user;
 use serde_json::json;
 use tower::ServiceExt as _;
 
@@ -77,13 +81,41 @@ async fn a_new_name_is_in_the_next_page_and_no_message_is_loaded_again() {
 
     let after = chat.get(page).await;
     assert_eq!(after.loads(), 1);
+    let id = sender.to_string();
     for (old, new) in before.messages().iter().zip(after.messages()) {
-        if new["sender_id"] == sender {
-            assert_eq!(new["sender_full_name"], "Grace <b>");
-        } else {
-            assert_eq!(new, old);
+        let mut expected = old.clone();
+        if let Some(name) = expected["names"].get_mut(&id) {
+            *name = json!("Grace <b>");
         }
+        if new["sender_id"] == sender {
+            expected["sender_full_name"] = json!("Grace <b>");
+        }
+        assert_eq!(*new, expected);
     }
+}
+
+#[tokio::test]
+async fn a_request_that_renames_somebody_sees_the_new_name() {
+    let place = Place::new();
+    let chat = chat(&place).await;
+    let id = UserId(7);
+    let request = Request::begin(chat.app.cache());
+    let name = async || larder::get::<DisplayNames>(&request, &id).await.unwrap();
+    let before = name().await.unwrap();
+    // Kept: the same value, not an equal one.
+    assert!(Arc::ptr_eq(&before, &name().await.unwrap()));
+
+    let grace = || UserPatch {
+        full_name: Some("Grace".to_owned()),
+        ..UserPatch::default()
+    };
+    let cache = request.cache().clone();
+    change_user(chat.app.db().clone(), cache, id, grace())
+        .await
+        .unwrap();
+    assert_eq!(*name().await.unwrap(), "Grace");
+    // Who has read the old one may keep it.
+    assert_ne!(*before, "Grace");
 }
 
 #[tokio::test]

@@ -1,0 +1,71 @@
+//! The reader of one request.
+
+use std::fmt;
+use std::sync::Arc;
+
+use larder_core::{Cache, Reader, Route, ScopedReader, Source, Tally};
+
+/// A reader for one request, or for one job: what it reads of data sets of the request tier is kept until it ends.
+///
+/// Made by a [`RequestLayer`](crate::RequestLayer) for each request, or by [`begin`](Self::begin) in a job or a test. It
+/// is a handle: clone it and pass the clone into `tokio::spawn`. It ends when it is told so, or with its last clone.
+pub struct Request<S: Source> {
+    cache: Cache<S>,
+}
+
+impl<S: Source> Request<S> {
+    /// Begins a request of its own, whatever the handle belongs to.
+    ///
+    /// In a cache without tiers it is a reader that keeps nothing.
+    pub fn begin(cache: &Cache<S>) -> Self {
+        let cache = match cache.tiers() {
+            Some(tiers) => cache.within(tiers.request()),
+            None => cache.clone(),
+        };
+        Self { cache }
+    }
+
+    /// The cache, as this request reads and flushes through it.
+    ///
+    /// A flush by it also drops what the request keeps: `request.cache().flush::<UserById>([7])`.
+    pub fn cache(&self) -> &Cache<S> {
+        &self.cache
+    }
+
+    /// What the request counts for, if it was begun with a tallied handle.
+    pub fn tally(&self) -> Option<&Arc<Tally>> {
+        self.cache.tally()
+    }
+
+    /// Ends it, for all its clones: what it kept is out of reach at once, and removed soon after. Reads still answer, by
+    /// way of the store.
+    pub fn end(&self) {
+        if let Some(scope) = self.cache.scope() {
+            scope.end();
+        }
+    }
+}
+
+impl<S: Source> Clone for Request<S> {
+    fn clone(&self) -> Self {
+        Self {
+            cache: self.cache.clone(),
+        }
+    }
+}
+
+impl<S: Source> fmt::Debug for Request<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Request")
+            .field("scope", &self.cache.scope())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<'a, S: Source> Reader<'a, S> for &'a Request<S> {
+    fn route(self) -> Route<'a, S> {
+        Route::Cached(&self.cache)
+    }
+}
+
+impl<'a, S: Source> ScopedReader<'a, S> for &'a Request<S> {}
