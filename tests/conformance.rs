@@ -10,6 +10,7 @@ use larder_core::conformance::{Abilities, Peeked, Subject};
 use larder_core::{Backend, Rt};
 use larder_harness::fake::{Fake, Network};
 use larder_harness::raw::Raw;
+use larder_harness::sasl::SaslUser;
 use larder_harness::server::{Listen, MemcachedServer};
 use larder_harness::tls::{Authority, password_file};
 use tempfile::TempDir;
@@ -44,6 +45,20 @@ larder_core::conformance! {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     memcached_tls_password => GuardedSubject::start(),
         except [dead_server_fails_only_its_keys];
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    memcached_binary => MemcachedSubject::start_binary(),
+        except [dead_server_fails_only_its_keys];
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    memcached_sasl => SaslSubject::start(), except [
+        dead_server_fails_only_its_keys,
+        // They look into the store from aside, which speaks no text.
+        entry_without_ttl_stays,
+        long_ttl_is_kept,
+        lost_fill_leaves_nothing_in_the_store,
+        store_holds_exactly_what_was_stored,
+    ];
 
     #[tokio::test(start_paused = true)]
     memcached_fakes => FakeSubject::start(3);
@@ -81,6 +96,8 @@ impl Subject for MemorySubject {
 struct MemcachedSubject {
     servers: Vec<Mutex<MemcachedServer>>,
     bulk: BulkForm,
+    /// Speaks the binary protocol, also to a server without SASL.
+    binary: bool,
 }
 
 impl MemcachedSubject {
@@ -89,6 +106,15 @@ impl MemcachedSubject {
         Self {
             servers: (0..servers).map(|_| server()).collect(),
             bulk,
+            binary: false,
+        }
+    }
+
+    /// The protocol of servers with SASL, on one that can also be asked by text what it has.
+    fn start_binary() -> Self {
+        Self {
+            binary: true,
+            ..Self::start(Listen::Tcp, 1, BulkForm::Meta)
         }
     }
 
@@ -107,6 +133,11 @@ impl MemcachedSubject {
         config.timeout = Duration::from_secs(3);
         config.flush_timeout = Duration::from_secs(3);
         config.backoff_limit = Duration::from_millis(200);
+        if self.binary {
+            config.sasl = true;
+            config.user = Some(SaslSubject::USER.to_owned());
+            config.password = Some(Secret::new(SaslSubject::PASSWORD));
+        }
         config
     }
 }
@@ -186,6 +217,7 @@ impl GuardedSubject {
             subject: MemcachedSubject {
                 servers: vec![Mutex::new(server)],
                 bulk: BulkForm::Meta,
+                binary: false,
             },
             authority,
             _directory: directory,
@@ -218,6 +250,61 @@ impl Subject for GuardedSubject {
         raw.login(Self::USER, Self::PASSWORD).await;
         let item = raw.get(key).await?;
         Some(Peeked::new(item.value, item.ttl))
+    }
+
+    async fn kill(&self, server: usize) {
+        self.subject.kill(server).await;
+    }
+
+    async fn restart(&self, server: usize) {
+        self.subject.restart(server).await;
+    }
+
+    async fn stop(&self, server: usize) {
+        self.subject.stop(server).await;
+    }
+
+    async fn resume(&self, server: usize) {
+        self.subject.resume(server).await;
+    }
+}
+
+/// The memcached client over a server with SASL, which tells nobody how long an entry has left.
+struct SaslSubject {
+    subject: MemcachedSubject,
+    _user: SaslUser,
+}
+
+impl SaslSubject {
+    const USER: &str = "zulip@localhost";
+    const PASSWORD: &str = "correct horse";
+
+    fn start() -> Self {
+        let user = SaslUser::new(Self::USER, Self::PASSWORD);
+        let server = user.start(Listen::Tcp, &["-m", "128"]);
+        Self {
+            subject: MemcachedSubject {
+                servers: vec![Mutex::new(server)],
+                bulk: BulkForm::Meta,
+                binary: true,
+            },
+            _user: user,
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl Subject for SaslSubject {
+    fn can(&self) -> Abilities {
+        Abilities::one_server().kills().stops()
+    }
+
+    async fn backend(&self) -> Arc<dyn Backend> {
+        self.subject.backend().await
+    }
+
+    async fn advance(&self, duration: Duration) {
+        self.subject.advance(duration).await;
     }
 
     async fn kill(&self, server: usize) {

@@ -15,13 +15,16 @@ use larder_core::{
 use smallvec::SmallVec;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
+use super::binary;
 use super::config::BulkForm;
 use super::connection::{Connection, Limit, WINDOW};
 use super::exchange::{
-    Answer, Classic, Expects, Failure, Looks, Orphan, Terms, Texts, Writes, Written, whole_seconds,
+    Answer, Classic, Expects, Failure, Looks, Orphan, Sparse, Terms, Texts, Writes, Written,
+    whole_seconds,
 };
-use super::protocol::{self, CLASSIC, LookFlags, NOOP, Quiet};
+use super::protocol::{self, CLASSIC, LookFlags, NOOP, Quiet, Store};
 use super::server::{Lane, Server};
+use super::wire::Wire;
 
 /// A part of at most so many keys is small: the server answers it without a pause.
 const SMALL: usize = 16;
@@ -334,6 +337,9 @@ impl Server {
             terms,
             leased,
         };
+        if self.wire == Wire::Binary {
+            return Box::pin(self.look_binary(&look, options, found)).await;
+        }
         if part.len() > SMALL {
             // Boxed, since a small call should not pay for the size of a large one's future.
             return match self.config.bulk {
@@ -368,42 +374,67 @@ impl Server {
         .await;
     }
 
-    /// Classic lines on the bulk connection, and then `mg` for the leases of what is absent.
+    /// Classic lines on the bulk connection, and then `mg` for the leases of what is absent, or else somebody's already.
     async fn look_classic(&self, look: &Look<'_>, options: &GetOptions, found: Found<'_>) {
+        let again = |index: usize, lookup: &Lookup| {
+            index < look.leased && matches!(lookup, Lookup::Miss { .. } | Lookup::Busy { .. })
+        };
+        let absent = self
+            .look_first(look, &Lines(look), Lane::Bulk, options, &again, found)
+            .await;
+        if let Some(second) = look.second(&absent) {
+            self.look_meta(&second, Lane::Bulk, options, found).await;
+        }
+    }
+
+    /// Quiet gets, and then placeholders for what is absent.
+    async fn look_binary(&self, look: &Look<'_>, options: &GetOptions, found: Found<'_>) {
+        let lane = match look.part.len() {
+            ..=SMALL => self.lane_of(look.part.key(0)),
+            _ => Lane::Bulk,
+        };
+        // Also those that may not ask for a lease: the same key may, further in front.
+        let again =
+            |_: usize, lookup: &Lookup| look.leased > 0 && matches!(lookup, Lookup::Miss { .. });
+        let absent = self
+            .look_first(look, &Gets(look), lane, options, &again, found)
+            .await;
+        if let Some(second) = &look.second(&absent) {
+            let never = |_: usize, _: &Lookup| false;
+            self.look_first(second, &Claims(second), lane, options, &never, found)
+                .await;
+        }
+    }
+
+    /// Looks a part up by one kind of exchange, and hands over all but what is to be looked up `again`: it answers where
+    /// that stands.
+    async fn look_first<A: Ask<Answer = Result<Lookup>>>(
+        &self,
+        look: &Look<'_>,
+        ask: &A,
+        lane: Lane,
+        options: &GetOptions,
+        again: &(dyn Fn(usize, &Lookup) -> bool + Sync),
+        found: Found<'_>,
+    ) -> Vec<u32> {
         let count = look.part.len();
         let limit = self.look_limit(count, options);
         let trip = (count, &options.trips);
-        let lines = Lines(look);
         let submitted = self
-            .submit_all(
-                Through::Lane(Lane::Bulk),
-                limit,
-                trip,
-                look_chunks(count),
-                &lines,
-            )
+            .submit_all(Through::Lane(lane), limit, trip, look_chunks(count), ask)
             .await;
         let mut absent: Vec<u32> = Vec::new();
         self.look_on(submitted, limit, |index, answer| {
             let position = look.part.position(index);
-            if index < look.leased
-                && matches!(answer, Ok(Lookup::Miss { .. } | Lookup::Busy { .. }))
-            {
-                absent.push(u32::try_from(position).expect("keys fit into 4 GiB"));
-            } else {
-                found(position, answer);
+            match answer {
+                Ok(lookup) if again(index, &lookup) => {
+                    absent.push(u32::try_from(position).expect("keys fit into 4 GiB"));
+                }
+                answer => found(position, answer),
             }
         })
         .await;
-        if absent.is_empty() {
-            return;
-        }
-        let second = Look {
-            part: Part::some(look.part.keys, &absent),
-            terms: look.terms,
-            leased: absent.len(),
-        };
-        self.look_meta(&second, Lane::Bulk, options, found).await;
+        absent
     }
 
     /// Hands over what the exchanges of a part are answered, one after the other as they come.
@@ -455,6 +486,40 @@ impl Server {
     }
 }
 
+impl<'a> Look<'a> {
+    /// A look-up of what the first left open, for leases; none if that is nothing.
+    fn second<'b>(&self, absent: &'b [u32]) -> Option<Look<'b>>
+    where
+        'a: 'b,
+    {
+        let may_ask = |&&position: &&u32| match self.leased < self.part.len() {
+            true => (position as usize) < self.part.position(self.leased),
+            false => true,
+        };
+        (!absent.is_empty()).then(|| Look {
+            part: Part::some(self.part.keys, absent),
+            terms: self.terms,
+            leased: absent.iter().take_while(may_ask).count(),
+        })
+    }
+
+    /// The leases among these answers, which nobody took.
+    fn untaken(&self, range: Range<usize>, answers: Vec<Result<Lookup>>) -> Orphans {
+        let mut origin = None;
+        let mut orphans = Vec::new();
+        for (index, answer) in range.zip(answers) {
+            if let Ok(Lookup::Miss { lease: Some(lease) }) = answer {
+                origin = Some(lease.token.origin);
+                orphans.push(Orphan {
+                    key: self.part.key(index).to_owned(),
+                    cas: lease.token.token[0],
+                });
+            }
+        }
+        Some((origin?, orphans))
+    }
+}
+
 impl Ask for Look<'_> {
     type Answer = Result<Lookup>;
 
@@ -503,18 +568,82 @@ impl Ask for Look<'_> {
     }
 
     fn orphans(&self, range: Range<usize>, answers: Vec<Self::Answer>) -> Orphans {
-        let mut origin = None;
-        let mut orphans = Vec::new();
-        for (index, answer) in range.zip(answers) {
-            if let Ok(Lookup::Miss { lease: Some(lease) }) = answer {
-                origin = Some(lease.token.origin);
-                orphans.push(Orphan {
-                    key: self.part.key(index).to_owned(),
-                    cas: lease.token.token[0],
-                });
+        self.untaken(range, answers)
+    }
+}
+
+/// A look-up by the binary protocol, which asks for no lease.
+struct Gets<'a>(&'a Look<'a>);
+
+impl Ask for Gets<'_> {
+    type Answer = Result<Lookup>;
+
+    fn append(
+        &self,
+        output: &mut Vec<u8>,
+        number: u32,
+        range: Range<usize>,
+        answer: Answer<Result<Lookup>>,
+    ) -> Expects {
+        self.0.append_binary(output, number, range, None, answer)
+    }
+
+    fn orphans(&self, _: Range<usize>, _: Vec<Self::Answer>) -> Orphans {
+        None
+    }
+}
+
+/// The same behind attempts to put placeholders there: leases for those who may ask for them.
+struct Claims<'a>(&'a Look<'a>);
+
+impl Ask for Claims<'_> {
+    type Answer = Result<Lookup>;
+
+    fn append(
+        &self,
+        output: &mut Vec<u8>,
+        number: u32,
+        range: Range<usize>,
+        answer: Answer<Result<Lookup>>,
+    ) -> Expects {
+        let terms = self.0.terms;
+        self.0.append_binary(output, number, range, terms, answer)
+    }
+
+    fn orphans(&self, range: Range<usize>, answers: Vec<Self::Answer>) -> Orphans {
+        self.0.untaken(range, answers)
+    }
+}
+
+impl Look<'_> {
+    /// Appends gets by the binary protocol, with a claim on these terms before each that may ask for a lease.
+    fn append_binary(
+        &self,
+        output: &mut Vec<u8>,
+        number: u32,
+        range: Range<usize>,
+        claim: Option<Terms>,
+        answer: Answer<Result<Lookup>>,
+    ) -> Expects {
+        let count = range.len();
+        let key_length = self.part.key(range.start).len() + 4;
+        let size = binary::look_len(key_length, claim.is_some());
+        output.reserve(count * size + binary::NOOP.len());
+        let mut leased = Texts::default();
+        for (place, index) in range.enumerate() {
+            let key = self.part.key(index);
+            let opaque = Sparse::opaque(number, place);
+            if let Some(terms) = claim
+                && index < self.leased
+            {
+                binary::claim(output, key, terms.mark(), terms.seconds, opaque);
+                leased.push(key);
             }
+            binary::look(output, key, opaque);
         }
-        Some((origin?, orphans))
+        output.extend_from_slice(binary::NOOP);
+        let sparse = Sparse::new(count, self.terms, leased, number, answer);
+        Expects::Sparse(Box::new(sparse))
     }
 }
 
@@ -587,7 +716,7 @@ impl Server {
             let down = |_| Outcome::Written(Written::Failed(error.clone()));
             return (0..part.len()).map(down).collect();
         }
-        let write = Write::new(part, job, self.rt.wall(), self.item_size_max());
+        let write = Write::new(part, job, self.rt.wall(), self.item_size_max(), self.wire);
         let origin = match write.origins()[..] {
             [] => None,
             [origin] => Some(origin),
@@ -627,7 +756,7 @@ impl Server {
         let groups: Vec<_> = write.origins().into_iter().map(group).collect();
         let groups_written = super::join_all(groups.iter().map(|(origin, _, positions)| {
             let part = Part::some(part.keys, positions);
-            let write = Write::new(part, write.job, write.wall, write.largest);
+            let write = Write::new(part, write.job, write.wall, write.largest, write.wire);
             async move { self.write_chunks(&write, Some(*origin), trips).await }
         }));
         let mut outcomes: Vec<Option<Outcome>> = Vec::new();
@@ -752,6 +881,7 @@ struct Write<'a> {
     wall: SystemTime,
     /// The longest item the server takes.
     largest: usize,
+    wire: Wire,
     /// About how many bytes are sent.
     bytes: usize,
     /// Whether some value may not be sent.
@@ -759,12 +889,13 @@ struct Write<'a> {
 }
 
 impl<'a> Write<'a> {
-    fn new(part: Part<'a>, job: Job<'a>, wall: SystemTime, largest: usize) -> Self {
+    fn new(part: Part<'a>, job: Job<'a>, wall: SystemTime, largest: usize, wire: Wire) -> Self {
         let mut write = Self {
             part,
             job,
             wall,
             largest,
+            wire,
             bytes: 0,
             refuses: true,
         };
@@ -870,25 +1001,34 @@ impl<'a> Write<'a> {
             // A lease that can't be used is given back: its placeholder would keep all others waiting.
             Job::Fill(fills) if self.is_refused(index) => {
                 let cas = fills[position].lease.token.token[0];
-                protocol::delete(output, key, Some(cas), opaque, quiet);
+                self.wire.delete(output, key, Some(cas), opaque, quiet);
             }
             Job::Fill(fills) => {
                 let fill = &fills[position];
-                let cas = fill.lease.token.token[0];
-                let ttl = self.ttl(fill.ttl);
-                protocol::store(output, key, &fill.value, Some(cas), ttl, opaque, quiet);
+                let store = Store {
+                    key,
+                    value: &fill.value,
+                    cas: Some(fill.lease.token.token[0]),
+                    ttl: self.ttl(fill.ttl),
+                };
+                self.wire.store(output, store, opaque, quiet);
             }
             Job::Set(_) if self.is_refused(index) => return false,
             Job::Set(sets) => {
                 let set = &sets[position];
-                let ttl = self.ttl(set.ttl);
-                protocol::store(output, key, &set.value, None, ttl, opaque, quiet);
+                let store = Store {
+                    key,
+                    value: &set.value,
+                    cas: None,
+                    ttl: self.ttl(set.ttl),
+                };
+                self.wire.store(output, store, opaque, quiet);
             }
             Job::Release(leases) => {
                 let cas = leases[position].token.token[0];
-                protocol::delete(output, key, Some(cas), opaque, quiet);
+                self.wire.delete(output, key, Some(cas), opaque, quiet);
             }
-            Job::Delete => protocol::delete(output, key, None, opaque, quiet),
+            Job::Delete => self.wire.delete(output, key, None, opaque, quiet),
         }
         true
     }
@@ -931,7 +1071,7 @@ impl Ask for Write<'_> {
                 self.append_one(output, index, mark, Quiet::Yes);
             }
         }
-        output.extend_from_slice(NOOP);
+        output.extend_from_slice(self.wire.noop());
         Expects::Writes(Writes::quiet(count, Some(answer)))
     }
 

@@ -43,11 +43,15 @@ pub struct MemcachedConfig {
     pub key_file: Option<PathBuf>,
     /// The name or IP address that the certificate of every server is for; by default that by which `servers` names it.
     pub server_name: Option<String>,
-    /// Who we are to servers that demand a password (`memcached -Y`).
+    /// Who we are to servers that demand a password: a text file of theirs (`memcached -Y`), or SASL (`-S`).
     pub user: Option<String>,
     /// The password of `user`; a configuration has it in a variable of the environment, and names that: `password_env`.
     #[serde(rename = "password_env")]
     pub password: Option<Secret>,
+    /// The servers ask for `user` and password by SASL (`-S`), and so speak the old binary protocol alone.
+    ///
+    /// What is absent then takes a second trip for its lease, and how old a lease is is told by the clocks of the hosts.
+    pub sasl: bool,
     /// How long a dial may take, with the exchange in which the server introduces itself.
     #[serde(with = "duration")]
     pub connect_timeout: Duration,
@@ -104,6 +108,7 @@ impl Default for MemcachedConfig {
             server_name: None,
             user: None,
             password: None,
+            sasl: false,
             connect_timeout: Duration::from_millis(250),
             timeout: Duration::from_millis(100),
             flush_timeout: Duration::from_secs(1),
@@ -193,24 +198,34 @@ impl MemcachedConfig {
 
     fn check_login(&self) -> Result<()> {
         let (user, password) = match (&self.user, &self.password) {
+            (None, None) if self.sasl => {
+                return Err(refused("`sasl` needs `user` and `password_env`".to_owned()));
+            }
             (None, None) => return Ok(()),
             (Some(user), Some(password)) => (user, password.expose()),
             (Some(_), None) => return Err(refused("`user` needs its `password_env`".to_owned())),
             (None, Some(_)) => return Err(refused("`password_env` needs its `user`".to_owned())),
         };
-        // The server reads `user:password` lines and splits what it is sent at blanks.
-        let fits = |text: &str| {
-            !text.is_empty() && !text.contains(|c: char| c.is_ascii_whitespace() || c == '\0')
-        };
-        if !fits(user) || user.contains(':') {
+        if self.sasl && self.bulk == BulkForm::Get {
             return Err(refused(
-                "`user` has to be one word without a colon, since no server (-Y) takes another"
-                    .to_owned(),
+                "`bulk` is for the text protocol, and servers with `sasl` speak the other; take one of them away".to_owned(),
+            ));
+        }
+        // Such a server reads `user:password` lines, and splits what it is sent at blanks.
+        let fits = |text: &str| match self.sasl {
+            true => !text.is_empty() && !text.contains('\0'),
+            false => {
+                !text.is_empty() && !text.contains(|c: char| c.is_ascii_whitespace() || c == '\0')
+            }
+        };
+        if !fits(user) || !self.sasl && user.contains(':') {
+            return Err(refused(
+                "`user` can't be empty, and at a server with a text file (-Y) has no blanks and no colon".to_owned(),
             ));
         }
         if !fits(password) {
             return Err(refused(
-                "the password has to be one word without blanks, since no server (-Y) takes another"
+                "the password can't be empty, and at a server with a text file (-Y) has no blanks"
                     .to_owned(),
             ));
         }
@@ -267,9 +282,10 @@ mod tests {
                     config.user = Some(user.into());
                     config.password = Some(Secret::new(password));
                 },
-                "one word",
+                "can't be empty",
             );
         }
+        check_refused(|config| config.sasl = true, "`sasl` needs `user`");
     }
 
     #[test]

@@ -23,8 +23,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::exchange::{self, Exchange, Expects, Failure, Orphan, Progress, Writes};
 use super::handshake::Greeted;
-use super::protocol::{self, NOOP, Parser, Quiet, Violation};
+use super::protocol::{Quiet, Violation};
 use super::transport::Io;
+use super::wire::{Parser, Wire};
 
 /// Bytes of requests that bulk calls may have under way on one connection.
 pub(super) const WINDOW: usize = 1 << 20;
@@ -93,6 +94,7 @@ struct Shared {
 
 #[derive(Debug)]
 struct State {
+    wire: Wire,
     /// Commands that the task hasn't taken yet, and what each expects.
     output: Vec<u8>,
     queue: Vec<Exchange>,
@@ -259,12 +261,13 @@ impl State {
     /// Queues the release of leases that nobody will fill: their placeholders would keep all others waiting.
     fn release(&mut self, orphans: &[Orphan], rt: Rt) -> Option<Waker> {
         let limit = Limit::new(rt, RELEASE_PATIENCE);
+        let wire = self.wire;
         self.push(limit, None, |output, _| {
             for (position, orphan) in orphans.iter().enumerate() {
                 let opaque = u32::try_from(position).expect("a batch has fewer keys");
-                protocol::delete(output, &orphan.key, Some(orphan.cas), opaque, Quiet::Yes);
+                wire.delete(output, &orphan.key, Some(orphan.cas), opaque, Quiet::Yes);
             }
-            output.extend_from_slice(NOOP);
+            output.extend_from_slice(wire.noop());
             Expects::Writes(Writes::quiet(orphans.len(), None))
         })
     }
@@ -304,6 +307,7 @@ pub(super) fn connection<W: Watch>(
         generation: GENERATIONS.fetch_add(1, Ordering::Relaxed) + 1,
         outstanding: AtomicU64::new(0),
         state: Mutex::new(State {
+            wire: greeted.parser.wire(),
             output: Vec::new(),
             queue: Vec::new(),
             phase: Phase::Open,
@@ -741,7 +745,7 @@ mod tests {
     use tokio::task::JoinHandle;
 
     use super::super::exchange::{Looks, Texts};
-    use super::super::protocol::LookFlags;
+    use super::super::protocol::{self, LookFlags, NOOP};
     use super::*;
 
     const SOON: Duration = Duration::from_millis(100);
@@ -795,7 +799,7 @@ mod tests {
             version: "1.6.18".to_owned(),
             item_size_max,
             maxconns: None,
-            parser: Parser::new(item_size_max),
+            parser: Parser::new(Wire::Text, item_size_max),
             input: BytesMut::new(),
         }
     }

@@ -9,19 +9,24 @@ use larder_core::{Error, ErrorKind, Result};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::config::MemcachedConfig;
-use super::protocol::{self, HELLO, Parser, Reply};
+use super::protocol::{Reply, Violation};
 use super::tls::{self, Tls};
 use super::transport::{Address, Io};
+use super::wire::{Parser, Wire};
 
 /// The oldest server whose `md C` compares.
 const OLDEST: (u32, u32, u32) = (1, 6, 13);
+
+/// The oldest server that the binary protocol was tried with.
+const OLDEST_BINARY: (u32, u32, u32) = (1, 5, 22);
 
 /// No memcached takes a higher limit than this (`-I`), whatever one says.
 const LARGEST_ITEM: usize = 1 << 30;
 
 /// What it takes to be let in by the servers of a pool.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Access {
+    wire: Wire,
     pub(super) tls: Option<Tls>,
     login: Option<Login>,
 }
@@ -55,6 +60,7 @@ impl Access {
             tracing::warn!(%server, "the password is sent through the network in the clear; turn on `tls`");
         }
         Ok(Self {
+            wire: Wire::of(config),
             tls: Tls::new(config, servers)?,
             login: login.map(|(user, password)| Login { user, password }),
         })
@@ -63,52 +69,77 @@ impl Access {
     /// Asks for version and settings, says who we are if that is demanded, and refuses a server that can't keep the
     /// protocol's promises.
     ///
-    /// The password goes to servers that demand one, and to no others.
+    /// A password by the text protocol goes to servers that demand one, and to no others: they would store it. By SASL it
+    /// comes first, since there a server that is asked anything else hangs up.
     pub(super) async fn greet(&self, io: &mut Io, server: &str) -> Result<Greeted> {
-        let mut parser = Parser::new(0);
+        let mut parser = Parser::new(self.wire, 0);
         let mut input = BytesMut::with_capacity(8 << 10);
         let mut version = None;
         let mut settings = Settings::default();
-        let mut login = Demand::None;
+        let mut demand = Demand::None;
         let mut heard = false;
-        send(io, HELLO).await;
+        match (self.wire, &self.login) {
+            (Wire::Binary, Some(login)) => {
+                send(io, |out| {
+                    self.wire.login(out, &login.user, login.password.expose())
+                })
+                .await;
+                demand = Demand::Asked;
+            }
+            _ => send(io, |out| self.wire.hello(out)).await,
+        }
         loop {
             while let Some(reply) = parser
                 .next(&mut input)
-                .map_err(|violation| foreign(server, violation.0))?
+                .map_err(|violation| self.misread(server, violation, &input))?
             {
                 heard = true;
                 match reply {
-                    Reply::Version(text) => version = Some(supported(server, &text)?),
+                    Reply::Version(text) => {
+                        version = Some(supported(server, &text, self.wire)?);
+                    }
                     Reply::Stat(text) => settings.note(&text),
                     Reply::End => {
                         let version = version.ok_or_else(|| foreign(server, "no version"))?;
-                        if self.login.is_some() && login == Demand::None {
-                            tracing::warn!(%server, "it demands no password, though one is set for it; start it with -Y");
+                        if self.login.is_some() && demand == Demand::None {
+                            tracing::warn!(%server, "it demands no password, though one is set for it; start it with -Y or -S");
                         }
                         return settings.accept(server, version, parser, input);
                     }
-                    Reply::Error(text) => return Err(refused(server, &text)),
                     // Both commands are answered so, or only one of them: it depends on how they arrive.
                     Reply::ClientError(text) if text.starts_with(b"unauthenticated") => {
-                        if login == Demand::None {
-                            send(io, &self.login(server)?).await;
-                            login = Demand::Asked;
+                        let login = self.login.as_ref().ok_or_else(|| {
+                            let message = format!(
+                                "memcached {server}: demands a password (-Y); set `user` and `password_env`"
+                            );
+                            Error::new(ErrorKind::Config, message)
+                        })?;
+                        if demand == Demand::None {
+                            send(io, |out| {
+                                self.wire.login(out, &login.user, login.password.expose());
+                            })
+                            .await;
+                            demand = Demand::Asked;
                         }
                     }
                     Reply::ClientError(text)
                         if text.starts_with(b"authentication failure")
-                            && login == Demand::Asked =>
+                            && demand == Demand::Asked =>
                     {
-                        return Err(denied(
-                            server,
-                            "compare them with its file (-Y), which it reads at its start and at SIGHUP",
-                        ));
+                        return Err(self.denied(server));
                     }
-                    Reply::Stored if login == Demand::Asked => {
-                        send(io, HELLO).await;
-                        login = Demand::Met;
+                    Reply::Stored if demand == Demand::Asked => {
+                        send(io, |out| self.wire.hello(out)).await;
+                        demand = Demand::Met;
                     }
+                    // It runs without SASL, and takes the binary protocol from everybody.
+                    Reply::Error(text)
+                        if text.starts_with(b"unknown command") && demand == Demand::Asked =>
+                    {
+                        send(io, |out| self.wire.hello(out)).await;
+                        demand = Demand::None;
+                    }
+                    Reply::Error(text) => return Err(refused(server, &text)),
                     _ => return Err(foreign(server, "an answer to something else")),
                 }
             }
@@ -120,57 +151,78 @@ impl Access {
         }
     }
 
-    /// The command that says who we are.
-    fn login(&self, server: &str) -> Result<Vec<u8>> {
-        let Some(login) = &self.login else {
-            return Err(Error::new(
+    /// The error of a server that doesn't take the password.
+    fn denied(&self, server: &str) -> Error {
+        let remedy = match self.wire {
+            Wire::Text => {
+                "compare them with its file (-Y), which it reads at its start and at SIGHUP"
+            }
+            Wire::Binary => {
+                "compare them with those that its SASL knows (`saslpasswd2 -a memcached -c USER` where it asks the sasldb), \
+                 and let its memcached.conf offer the mechanism PLAIN (`mech_list: plain`)"
+            }
+        };
+        Error::new(
+            ErrorKind::Config,
+            format!(
+                "memcached {server}: refuses `user` or the password in `password_env`; {remedy}"
+            ),
+        )
+    }
+
+    /// The error of bytes that are no reply.
+    fn misread(&self, server: &str, violation: Violation, input: &[u8]) -> Error {
+        let is_text = |input: &[u8]| input.starts_with(b"ERROR") || input.starts_with(b"CLIENT_");
+        match self.wire {
+            _ if input.starts_with(TLS_ALERT) => speaks_tls(server),
+            Wire::Binary if is_text(input) => Error::new(
                 ErrorKind::Config,
                 format!(
-                    "memcached {server}: demands a password (-Y); set `user` and `password_env`"
+                    "memcached {server}: speaks the text protocol alone (-Y, or -B ascii), which has no SASL; take `sasl` away"
                 ),
-            ));
-        };
-        let mut command = Vec::new();
-        protocol::login(&mut command, &login.user, login.password.expose());
-        Ok(command)
+            ),
+            _ => foreign(server, violation.0),
+        }
     }
 
     /// Why there is no first exchange.
     fn lost(&self, server: &str, error: Option<io::Error>, heard: bool, input: &[u8]) -> Error {
-        let config =
-            |reason: &str| Error::new(ErrorKind::Config, format!("memcached {server}: {reason}"));
         if let Some(reason) = error.as_ref().and_then(tls::refused_us) {
-            return config(&reason);
+            return Error::new(ErrorKind::Config, format!("memcached {server}: {reason}"));
         }
         if input.starts_with(TLS_ALERT) {
-            return config("speaks TLS on this port; set `tls = true`, or name another port");
+            return speaks_tls(server);
         }
         let how = match &error {
             Some(error) => error.to_string(),
             None => "the server closed it".to_owned(),
         };
-        let advice = match (heard || !input.is_empty(), &self.tls) {
-            (true, _) => "",
-            (false, None) => "; if it speaks TLS (-Z), set `tls = true`",
-            (false, Some(_)) => {
-                "; if it demands a certificate of its clients (ssl_verify_mode), name one, and its key, by `cert_file` and \
-                 `key_file`"
+        let mut message =
+            format!("memcached {server}: the new connection was lost before it was of use ({how})");
+        // One that hangs up without a word may have heard words it doesn't know.
+        if !heard && input.is_empty() {
+            message += match &self.tls {
+                None => "; if it speaks TLS (-Z), set `tls = true`",
+                Some(_) => {
+                    "; if it demands a certificate of its clients (ssl_verify_mode), name one, and its key, by \
+                     `cert_file` and `key_file`"
+                }
+            };
+            if self.wire == Wire::Text {
+                message += "; if it runs with SASL (-S), set `sasl = true`";
             }
-        };
-        let sasl = match advice {
-            "" => "",
-            _ => {
-                "; if it runs with SASL (-S), it speaks another protocol: start it with -Y and a file of `user:password` \
-                 lines in its place"
-            }
-        };
-        Error::new(
-            ErrorKind::Unavailable,
-            format!(
-                "memcached {server}: the new connection was lost before it was of use ({how}){advice}{sasl}"
-            ),
-        )
+        }
+        Error::new(ErrorKind::Unavailable, message)
     }
+}
+
+fn speaks_tls(server: &str) -> Error {
+    Error::new(
+        ErrorKind::Config,
+        format!(
+            "memcached {server}: speaks TLS on this port; set `tls = true`, or name another port"
+        ),
+    )
 }
 
 /// How a record begins by which TLS says that it can't read what it was sent.
@@ -186,10 +238,12 @@ enum Demand {
     Met,
 }
 
-/// Sends this. What fails here is found by reading: a server without a connection to spare says so and closes, whatever it
-/// is sent.
-async fn send(io: &mut Io, bytes: &[u8]) {
-    if io.writer.write_all(bytes).await.is_ok() {
+/// Sends what this writes. What fails here is found by reading: a server without a connection to spare says so and closes,
+/// whatever it is sent.
+async fn send(io: &mut Io, write: impl FnOnce(&mut Vec<u8>)) {
+    let mut bytes = Vec::new();
+    write(&mut bytes);
+    if io.writer.write_all(&bytes).await.is_ok() {
         // Fails as the next read does.
         let _ = io.writer.flush().await;
     }
@@ -249,16 +303,20 @@ impl Settings {
     }
 }
 
-fn supported(server: &str, version: &[u8]) -> Result<String> {
+fn supported(server: &str, version: &[u8], wire: Wire) -> Result<String> {
+    let oldest = match wire {
+        Wire::Text => OLDEST,
+        Wire::Binary => OLDEST_BINARY,
+    };
     let version = String::from_utf8_lossy(version).into_owned();
     let mut numbers = version.split(['.', '-', '_']).map(str::parse::<u32>);
     let mut number = || numbers.next().and_then(|number| number.ok());
     if let (Some(major), Some(minor)) = (number(), number())
-        && (major, minor, number().unwrap_or(0)) >= OLDEST
+        && (major, minor, number().unwrap_or(0)) >= oldest
     {
         return Ok(version);
     }
-    let (major, minor, patch) = OLDEST;
+    let (major, minor, patch) = oldest;
     Err(Error::new(
         ErrorKind::Unsupported,
         format!(
@@ -281,13 +339,6 @@ fn refused(server: &str, text: &[u8]) -> Error {
     foreign(server, "an error instead of a version")
 }
 
-fn denied(server: &str, remedy: &str) -> Error {
-    Error::new(
-        ErrorKind::Config,
-        format!("memcached {server}: refuses `user` or the password in `password_env`; {remedy}"),
-    )
-}
-
 fn foreign(server: &str, what: &str) -> Error {
     Error::new(
         ErrorKind::Protocol,
@@ -306,7 +357,15 @@ mod tests {
 
     /// Greets a server that says this and closes.
     async fn greet_one_that_says(text: &str) -> Result<Greeted> {
-        greet(text, &Access::default()).await
+        greet(text, &unknown()).await
+    }
+
+    fn unknown() -> Access {
+        Access {
+            wire: Wire::Text,
+            tls: None,
+            login: None,
+        }
     }
 
     async fn greet(text: &str, access: &Access) -> Result<Greeted> {
@@ -323,11 +382,11 @@ mod tests {
 
     fn known() -> Access {
         Access {
-            tls: None,
             login: Some(Login {
                 user: "anna".to_owned(),
                 password: Secret::new("hunter2"),
             }),
+            ..unknown()
         }
     }
 
@@ -426,6 +485,6 @@ mod tests {
         drop(io);
         let mut sent = Vec::new();
         theirs.read_to_end(&mut sent).await.unwrap();
-        assert_eq!(sent, HELLO);
+        assert_eq!(sent, super::super::protocol::HELLO);
     }
 }

@@ -9,6 +9,7 @@
 //! fail-over: the keys of a server that is down are misses until it is back.
 
 mod batch;
+mod binary;
 mod config;
 mod connection;
 mod exchange;
@@ -22,6 +23,7 @@ mod tls;
     expect(unreachable_pub, reason = "public behind the hidden feature")
 )]
 mod transport;
+mod wire;
 
 use std::fmt;
 use std::future::poll_fn;

@@ -21,8 +21,8 @@ use super::config::MemcachedConfig;
 use super::connection::{self, Connection, Counters, End, Limit, Setting, Watch};
 use super::exchange::{Expects, Failure};
 use super::handshake::{Access, Greeted};
-use super::protocol::NOOP;
 use super::transport::{Address, Io, Transport};
+use super::wire::Wire;
 
 /// Failures in a row after which a server that still answers is taken for down.
 const FAILURES: u32 = 5;
@@ -43,6 +43,7 @@ pub(super) struct Server {
     pub(super) name: Arc<str>,
     address: Address,
     pub(super) config: Arc<MemcachedConfig>,
+    pub(super) wire: Wire,
     pub(super) rt: Rt,
     transport: Arc<dyn Transport>,
     access: Arc<Access>,
@@ -113,6 +114,7 @@ impl Server {
             me: Weak::clone(me),
             name: address.to_string().into(),
             address,
+            wire: Wire::of(&config),
             rt,
             transport,
             access,
@@ -398,7 +400,7 @@ impl Server {
             let (answer, answered) = oneshot::channel();
             let limit = Limit::new(self.rt, patience);
             let submitted = connection.submit(limit, None, |output, _| {
-                output.extend_from_slice(NOOP);
+                output.extend_from_slice(self.wire.noop());
                 Expects::Noop(Some(answer))
             });
             submitted.map(|()| answered)

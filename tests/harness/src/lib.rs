@@ -3,5 +3,6 @@
 pub mod fake;
 pub mod proxy;
 pub mod raw;
+pub mod sasl;
 pub mod server;
 pub mod tls;
