@@ -313,8 +313,8 @@ impl Header {
 }
 
 fn text_error(buffer: &mut BytesMut) -> Result<Option<Reply>, Violation> {
-    let Some(end) = memchr::memchr(b'\n', buffer) else {
-        return match buffer.len() > MAX_BODY {
+    let Some(end) = memchr::memchr(b'\n', &buffer[..buffer.len().min(MAX_BODY)]) else {
+        return match buffer.len() >= MAX_BODY {
             true => Err(Violation("a line that doesn't end")),
             false => Ok(None),
         };
@@ -325,4 +325,250 @@ fn text_error(buffer: &mut BytesMut) -> Result<Option<Reply>, Violation> {
         .and_then(|text| text.strip_suffix(b"\r\n"))
         .ok_or(Violation("bytes that aren't of the binary protocol"))?;
     Ok(Some(Reply::Error(line.slice_ref(text.trim_ascii_start()))))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Parses everything, the bytes arriving in these pieces.
+    fn parse<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Result<Vec<Reply>, Violation> {
+        let mut parser = Parser::new(1 << 20);
+        let mut buffer = BytesMut::new();
+        let mut replies = Vec::new();
+        for piece in pieces {
+            buffer.extend_from_slice(piece);
+            while let Some(reply) = parser.next(&mut buffer)? {
+                replies.push(reply);
+            }
+        }
+        assert!(
+            buffer.is_empty() && parser.wants() == 0,
+            "left over: {buffer:?}"
+        );
+        Ok(replies)
+    }
+
+    /// A reply as a server writes it.
+    fn reply(
+        opcode: u8,
+        status: u16,
+        opaque: u32,
+        cas: u64,
+        [extras, key, value]: [&[u8]; 3],
+    ) -> Vec<u8> {
+        let body = u32::try_from(extras.len() + key.len() + value.len()).unwrap();
+        [
+            &[RESPONSE, opcode][..],
+            &u16::try_from(key.len()).unwrap().to_be_bytes(),
+            &[u8::try_from(extras.len()).unwrap(), 0],
+            &status.to_be_bytes(),
+            &body.to_be_bytes(),
+            &opaque.to_be_bytes(),
+            &cas.to_be_bytes(),
+            extras,
+            key,
+            value,
+        ]
+        .concat()
+    }
+
+    fn marked(opaque: u32, cas: u64, mark: u32) -> Flags {
+        Flags {
+            cas,
+            opaque: Some(opaque),
+            mark,
+            ..Flags::default()
+        }
+    }
+
+    #[track_caller]
+    fn check(bytes: &[u8], expected: Reply) {
+        assert_eq!(parse([bytes]), Ok(vec![expected]), "{bytes:?}");
+    }
+
+    #[test]
+    fn replies_are_read_as_the_server_writes_them() {
+        let none: [&[u8]; 3] = [b"", b"", b""];
+        let said = |text: &'static str| [&b""[..], b"", text.as_bytes()];
+        check(
+            &reply(opcode::GET_QUIETLY, 0, 7, 9, [&[0, 0, 1, 2], b"", b"hello"]),
+            Reply::Value(marked(7, 9, 258), Bytes::from_static(b"hello")),
+        );
+        check(
+            &reply(opcode::GET, 0, 7, 9, [&[0; 4], b"key", b""]),
+            Reply::Value(marked(7, 9, 0), Bytes::new()),
+        );
+        check(
+            &reply(opcode::ADD, 0, 1, 5, none),
+            Reply::Done(marked(1, 5, 0)),
+        );
+        check(
+            &reply(
+                opcode::ADD,
+                status::EXISTS,
+                1,
+                0,
+                said("Data exists for key."),
+            ),
+            Reply::Exists(marked(1, 0, 0)),
+        );
+        check(
+            &reply(
+                opcode::DELETE_QUIETLY,
+                status::NOT_FOUND,
+                2,
+                0,
+                said("Not found"),
+            ),
+            Reply::NotFound(marked(2, 0, 0)),
+        );
+        check(
+            &reply(
+                opcode::SET_QUIETLY,
+                status::TOO_LARGE,
+                3,
+                0,
+                said("Too large."),
+            ),
+            Reply::Refused(3, "object too large for cache"),
+        );
+        check(
+            &reply(
+                opcode::SET,
+                status::OUT_OF_MEMORY,
+                3,
+                0,
+                said("Out of memory"),
+            ),
+            Reply::Refused(3, "out of memory"),
+        );
+        check(&reply(opcode::NOOP, 0, 0, 0, none), Reply::Noop);
+        check(
+            &reply(opcode::VERSION, 0, 0, 0, said("1.6.18")),
+            Reply::Version(Bytes::from_static(b"1.6.18")),
+        );
+        check(
+            &reply(opcode::STAT, 0, 0, 0, [b"", b"maxconns", b"1024"]),
+            Reply::Stat(Bytes::from_static(b"maxconns 1024")),
+        );
+        check(&reply(opcode::STAT, 0, 0, 0, none), Reply::End);
+        check(
+            &reply(opcode::LOGIN, 0, 0, 0, said("Authenticated")),
+            Reply::Stored,
+        );
+        check(
+            b"ERROR Too many open connections\r\n",
+            Reply::Error(Bytes::from_static(b"Too many open connections")),
+        );
+        check(b"ERROR\r\n", Reply::Error(Bytes::new()));
+    }
+
+    #[test]
+    fn what_is_no_reply_is_a_violation() {
+        let none: [&[u8]; 3] = [b"", b"", b""];
+        let mut longer_key = reply(opcode::GET, 0, 0, 0, [&[0; 4], b"", b"x"]);
+        longer_key[3] = 2;
+        let mut too_long = reply(opcode::GET, 0, 0, 0, [&[0; 4], b"", b"x"]);
+        too_long[8..12].copy_from_slice(&u32::MAX.to_be_bytes());
+        for bytes in [
+            b"VA 1 c1\r\na\r\n".to_vec(),
+            b"EN\r\n".to_vec(),
+            [b"E", &[b'x'; MAX_BODY + 1][..]].concat(),
+            vec![REQUEST; HEADER],
+            reply(opcode::GET, 0, 0, 0, none),
+            reply(opcode::SET, 0x85, 0, 0, none),
+            reply(0x77, 0, 0, 0, none),
+            longer_key,
+            too_long,
+        ] {
+            assert!(parse([&bytes[..]]).is_err(), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn requests_are_what_the_server_expects() {
+        let mut out = Vec::new();
+        claim(&mut out, b"k", 258, 11, 7);
+        let expected = [
+            &[
+                REQUEST,
+                opcode::ADD,
+                0,
+                1,
+                8,
+                0,
+                0,
+                0,
+                0,
+                0,
+                0,
+                9,
+                0,
+                0,
+                0,
+                7,
+            ][..],
+            &[0; 8],
+            &[0, 0, 1, 2, 0, 0, 0, 11],
+            b"k",
+        ];
+        assert_eq!(out, expected.concat());
+        look(&mut out, b"k", 7);
+        assert_eq!(out.len(), look_len(1, true));
+        out.clear();
+        look(&mut out, b"k", 7);
+        assert_eq!(out.len(), look_len(1, false));
+    }
+
+    /// To the server it means any state.
+    #[test]
+    fn a_cas_of_nothing_is_never_sent_as_zero() {
+        let cas = |cas| {
+            let mut out = Vec::new();
+            delete(&mut out, b"k", cas, 0, Quiet::Yes);
+            u64::from_be_bytes(out[16..24].try_into().unwrap())
+        };
+        assert_eq!((cas(None), cas(Some(9))), (0, 9));
+        assert_ne!(cas(Some(0)), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn replies_survive_any_cutting(
+            values in proptest::collection::vec(
+                (any::<u32>(), any::<u64>(), any::<u32>(), proptest::collection::vec(any::<u8>(), 0..200)),
+                1..12,
+            ),
+            cuts in proptest::collection::vec(any::<proptest::sample::Index>(), 0..12),
+        ) {
+            let bytes: Vec<u8> = values
+                .iter()
+                .flat_map(|(opaque, cas, mark, value)| {
+                    let body = [&mark.to_be_bytes()[..], b"", value];
+                    reply(opcode::GET_QUIETLY, 0, *opaque, *cas, body)
+                })
+                .collect();
+            let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
+            cuts.extend([0, bytes.len()]);
+            cuts.sort_unstable();
+            let pieces = cuts.windows(2).map(|cut| &bytes[cut[0]..cut[1]]);
+            let expected: Vec<Reply> = values
+                .iter()
+                .map(|(opaque, cas, mark, value)| {
+                    Reply::Value(marked(*opaque, *cas, *mark), Bytes::from(value.clone()))
+                })
+                .collect();
+            prop_assert_eq!(parse(pieces), Ok(expected));
+        }
+
+        #[test]
+        fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let mut parser = Parser::new(1 << 10);
+            let mut buffer = BytesMut::from(&[&[RESPONSE], &bytes[..]].concat()[..]);
+            while let Ok(Some(_)) = parser.next(&mut buffer) {}
+        }
+    }
 }

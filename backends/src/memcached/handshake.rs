@@ -139,7 +139,7 @@ impl Access {
                         send(io, |out| self.wire.hello(out)).await;
                         demand = Demand::None;
                     }
-                    Reply::Error(text) => return Err(refused(server, &text)),
+                    Reply::Error(text) => return Err(self.refused(server, &text)),
                     _ => return Err(foreign(server, "an answer to something else")),
                 }
             }
@@ -170,17 +170,28 @@ impl Access {
         )
     }
 
+    /// The error of a server that says `ERROR`.
+    fn refused(&self, server: &str, text: &[u8]) -> Error {
+        if text.starts_with(b"Too many open connections") {
+            return Error::new(
+                ErrorKind::Unavailable,
+                format!(
+                    "memcached {server}: has no connection to spare; raise its limit (-c), or lower `connections` \
+                     (processes x connections x 1.2 should be below the limit)"
+                ),
+            );
+        }
+        match self.wire {
+            Wire::Text => foreign(server, "an error instead of a version"),
+            Wire::Binary => speaks_text(server),
+        }
+    }
+
     /// The error of bytes that are no reply.
     fn misread(&self, server: &str, violation: Violation, input: &[u8]) -> Error {
-        let is_text = |input: &[u8]| input.starts_with(b"ERROR") || input.starts_with(b"CLIENT_");
         match self.wire {
             _ if input.starts_with(TLS_ALERT) => speaks_tls(server),
-            Wire::Binary if is_text(input) => Error::new(
-                ErrorKind::Config,
-                format!(
-                    "memcached {server}: speaks the text protocol alone (-Y, or -B ascii), which has no SASL; take `sasl` away"
-                ),
-            ),
+            Wire::Binary if input.starts_with(b"CLIENT_ERROR") => speaks_text(server),
             _ => foreign(server, violation.0),
         }
     }
@@ -214,6 +225,15 @@ impl Access {
         }
         Error::new(ErrorKind::Unavailable, message)
     }
+}
+
+fn speaks_text(server: &str) -> Error {
+    Error::new(
+        ErrorKind::Config,
+        format!(
+            "memcached {server}: speaks the text protocol alone (-Y, or -B ascii), which has no SASL; take `sasl` away"
+        ),
+    )
 }
 
 fn speaks_tls(server: &str) -> Error {
@@ -326,25 +346,10 @@ fn supported(server: &str, version: &[u8], wire: Wire) -> Result<String> {
     ))
 }
 
-fn refused(server: &str, text: &[u8]) -> Error {
-    if text.starts_with(b"Too many open connections") {
-        return Error::new(
-            ErrorKind::Unavailable,
-            format!(
-                "memcached {server}: has no connection to spare; raise its limit (-c), or lower `connections` \
-                 (processes x connections x 1.2 should be below the limit)"
-            ),
-        );
-    }
-    foreign(server, "an error instead of a version")
-}
-
 fn foreign(server: &str, what: &str) -> Error {
     Error::new(
         ErrorKind::Protocol,
-        format!(
-            "memcached {server}: doesn't answer like a memcached that speaks its text protocol ({what})"
-        ),
+        format!("memcached {server}: doesn't answer like a memcached ({what})"),
     )
 }
 
@@ -440,8 +445,8 @@ mod tests {
             ),
             ("STORED\r\n", Protocol, "something else"),
             ("\u{15}\u{3}\u{3}\u{0}\u{2}", Config, "`tls = true`"),
-            ("-ERR unknown command\r\n", Protocol, "text protocol"),
-            ("ERROR\r\n", Protocol, "text protocol"),
+            ("-ERR unknown command\r\n", Protocol, "like a memcached"),
+            ("ERROR\r\n", Protocol, "like a memcached"),
             ("HD\r\n", Protocol, "something else"),
             ("", Unavailable, "lost before"),
         ] {

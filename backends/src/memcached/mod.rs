@@ -1,12 +1,13 @@
 //! A pipelining memcached client, made for bulk.
 //!
 //! From the bytes up: `protocol` writes commands and reads replies, `exchange` knows what a request under way expects,
-//! `connection` owns a socket and shares it among callers, `handshake` is a connection's first exchange, `server` keeps
-//! the connections and the health of one server, `batch` cuts a call to one server into exchanges, and this file spreads
-//! a call over the servers. It speaks the meta commands of memcached 1.6.13 and newer.
+//! `connection` owns a socket and shares it among callers, `tls` encrypts what a transport opened, `handshake` is a
+//! connection's first exchange, `server` keeps the connections and the health of one server, `batch` cuts a call to one
+//! server into exchanges, and this file spreads a call over the servers. It speaks the meta commands of memcached 1.6.13
+//! and newer; to servers with SASL, which know no other, the old `binary` protocol, and `wire` is the choice between them.
 //!
-//! What it isn't: it has no SASL, no binary protocol, no consistent ring shared with other clients, and no
-//! fail-over: the keys of a server that is down are misses until it is back.
+//! What it isn't: it has no consistent ring shared with other clients, and no fail-over: the keys of a server that is down
+//! are misses until it is back.
 
 mod batch;
 mod binary;
@@ -344,11 +345,15 @@ impl Backend for Memcached {
     }
 }
 
-/// Reads any bytes as a server's replies, in these pieces, and counts them; for the fuzzer.
+/// Reads any bytes as a server's replies, in these pieces and by this protocol, and counts them; for the fuzzer.
 #[cfg(feature = "__transport")]
 #[doc(hidden)]
-pub fn read_replies<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> usize {
-    let mut parser = protocol::Parser::new(1 << 16);
+pub fn read_replies<'a>(binary: bool, pieces: impl IntoIterator<Item = &'a [u8]>) -> usize {
+    let wire = match binary {
+        true => wire::Wire::Binary,
+        false => wire::Wire::Text,
+    };
+    let mut parser = wire::Parser::new(wire, 1 << 16);
     let mut buffer = bytes::BytesMut::new();
     let mut replies = 0;
     for piece in pieces {

@@ -1,6 +1,7 @@
 //! TLS and passwords: what works, what is refused with which words, and that no password is ever shown.
 
 use std::io::Write;
+use std::net::TcpStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -9,15 +10,17 @@ use std::time::{Duration, Instant};
 use larder_backends::memcached::{Address, Io, Memcached, MemcachedConfig, Sockets, Transport};
 use larder_core::config::Secret;
 use larder_core::{
-    Backend, BackendExt, Error, ErrorKind, Fill, FillOutcome, GetOptions, Lookup, Result, Rt, Set,
-    WriteOptions,
+    Backend, BackendExt, Error, ErrorKind, Fill, FillOutcome, GetOptions, Lease, Lookup, Lost,
+    Result, Rt, Set, WriteOptions,
 };
+use larder_harness::sasl::SaslUser;
 use larder_harness::server::{Listen, MemcachedServer};
 use larder_harness::tls::{Authority, Identity, password_file};
 
 use super::{asking, client, config, hit, numbered, won};
 
 const USER: &str = "anna";
+const SASL_USER: &str = "zulip@localhost";
 const PASSWORD: &str = "correct-horse:battery";
 
 /// A server that shows this certificate.
@@ -44,6 +47,13 @@ fn start_guarded(directory: &Path, more: &[&str]) -> MemcachedServer {
 fn with_password(mut config: MemcachedConfig, password: &str) -> MemcachedConfig {
     config.user = Some(USER.to_owned());
     config.password = Some(Secret::new(password));
+    config
+}
+
+fn with_sasl(mut config: MemcachedConfig, password: &str) -> MemcachedConfig {
+    config = with_password(config, password);
+    config.user = Some(SASL_USER.to_owned());
+    config.sasl = true;
     config
 }
 
@@ -163,6 +173,73 @@ async fn tls_certificates_of_both_sides_and_a_password_go_together() {
     config.cert_file = Some(ours.certificate);
     config.key_file = Some(ours.key);
     use_it(&Memcached::new(config, Rt::new()).unwrap()).await;
+}
+
+#[tokio::test]
+async fn sasl_opens_every_connection_with_tls_or_without() {
+    let user = SaslUser::new(SASL_USER, PASSWORD);
+    let mut server = user.start(Listen::Tcp, &[]);
+    let memcached = Memcached::new(with_sasl(config(&server), PASSWORD), Rt::new()).unwrap();
+    use_it(&memcached).await;
+    server.restart();
+    until_it_answers(&memcached).await;
+
+    let authority = Authority::new();
+    let options = authority.issue(&["127.0.0.1"]).server_options();
+    let server = user.start(Listen::Tcp, &["-Z", "-o", &options]);
+    let config = with_sasl(trusting(&server, &authority), PASSWORD);
+    use_it(&Memcached::new(config, Rt::new()).unwrap()).await;
+}
+
+/// Somebody else's lease is as old as it is, and can be taken over and lost by the rules of all leases.
+#[tokio::test]
+async fn leases_by_sasl_grow_old_and_are_taken_over() {
+    let user = SaslUser::new(SASL_USER, PASSWORD);
+    let server = user.start(Listen::Tcp, &[]);
+    let process = || Memcached::new(with_sasl(config(&server), PASSWORD), Rt::new()).unwrap();
+    let (first, second) = (process(), process());
+    let lease = won(first.get("key", &asking()).await);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let Ok(Lookup::Busy { age, token }) = second.get("key", &asking()).await else {
+        panic!("the lease stands");
+    };
+    let range = Duration::from_millis(300)..Duration::from_secs(5);
+    assert!(range.contains(&age), "{age:?}");
+    let taken = Lease::new(token, lease.won_at);
+    let outcome = second.fill("key", Fill::new(taken, "second")).await;
+    assert_eq!(outcome.unwrap(), FillOutcome::Stored);
+    let outcome = first.fill("key", Fill::new(lease, "first")).await;
+    assert_eq!(outcome.unwrap(), FillOutcome::Lost(Lost::Voided));
+    assert_eq!(hit(first.get("key", &asking()).await), b"second");
+}
+
+#[tokio::test]
+async fn a_server_without_memory_fails_what_it_has_no_room_for_by_sasl() {
+    let user = SaslUser::new(SASL_USER, PASSWORD);
+    let server = user.start(Listen::Tcp, &["-M", "-m", "8"]);
+    let memcached = Memcached::new(with_sasl(config(&server), PASSWORD), Rt::new()).unwrap();
+    let keys = numbered("room", 40);
+    let sets = (0..40).map(|number| Set::new(vec![b'a' + number; 400_000]));
+    let options = WriteOptions::default();
+    let stored = memcached
+        .set_immutable_many(&keys, sets.collect(), &options)
+        .await;
+    let found = memcached.get_many(&keys, &GetOptions::look()).await;
+    let mut refused = 0;
+    for (number, (stored, found)) in (0..).zip(stored.into_iter().zip(found)) {
+        match stored {
+            Ok(()) => assert!(hit(found) == vec![b'a' + number; 400_000], "{number}"),
+            Err(error) => {
+                assert!(error.to_string().contains("out of memory"), "{error}");
+                assert!(matches!(found, Ok(Lookup::Miss { .. })), "{found:?}");
+                refused += 1;
+            }
+        }
+    }
+    assert!((1..40).contains(&refused), "{refused}");
+    let stats = &memcached.stats().servers[0];
+    assert_eq!((stats.protocol_violations, stats.connects), (0, 1));
+    assert_eq!(stats.out_of_memory, refused);
 }
 
 #[tokio::test]
@@ -354,6 +431,44 @@ async fn a_missing_or_wrong_password_is_refused() {
     check_refused(config(&server), ErrorKind::Config, reason).await;
     let config = with_password(config(&server), "wrong-horse");
     check_refused(config, ErrorKind::Config, "refuses `user` or the password").await;
+}
+
+#[tokio::test]
+async fn a_client_of_one_protocol_is_told_of_the_other() {
+    let user = SaslUser::new(SASL_USER, PASSWORD);
+    let sasl = user.start(Listen::Tcp, &[]);
+    let reason = "if it runs with SASL (-S), set `sasl = true`";
+    check_refused(config(&sasl), ErrorKind::Unavailable, reason).await;
+    let by_text = with_password(config(&sasl), PASSWORD);
+    check_refused(by_text, ErrorKind::Unavailable, reason).await;
+
+    let directory = tempfile::tempdir().unwrap();
+    let text = start_guarded(directory.path(), &[]);
+    let by_sasl = with_sasl(config(&text), PASSWORD);
+    check_refused(by_sasl, ErrorKind::Config, "take `sasl` away").await;
+    let text = MemcachedServer::start(Listen::Tcp, &["-B", "ascii"]);
+    let by_sasl = with_sasl(config(&text), PASSWORD);
+    check_refused(by_sasl, ErrorKind::Config, "take `sasl` away").await;
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_refused_by_sasl() {
+    let user = SaslUser::new(SASL_USER, PASSWORD);
+    let server = user.start(Listen::Tcp, &[]);
+    let config = with_sasl(config(&server), "wrong-horse");
+    check_refused(config, ErrorKind::Config, "refuses `user` or the password").await;
+}
+
+#[tokio::test]
+async fn a_server_full_of_connections_says_so_by_sasl() {
+    let user = SaslUser::new(SASL_USER, PASSWORD);
+    let server = user.start(Listen::Tcp, &["-c", "32"]);
+    let crowd: Vec<_> = (0..40)
+        .map(|_| TcpStream::connect(server.address()).unwrap())
+        .collect();
+    let config = with_sasl(config(&server), PASSWORD);
+    check_refused(config, ErrorKind::Unavailable, "no connection to spare").await;
+    drop(crowd);
 }
 
 #[test]
