@@ -3,6 +3,8 @@
 #![cfg(all(feature = "memory", feature = "memcached"))]
 
 use std::fmt::Debug;
+#[cfg(feature = "tls")]
+use std::path::Path;
 
 use larder_backends::memcached::MemcachedConfig;
 use larder_backends::{MemoryConfig, Registry};
@@ -16,9 +18,14 @@ const REFERENCE: &str = include_str!("../../docs/reference.toml");
 /// Keys of every store, which no struct has.
 const GENERAL: [&str; 4] = ["url", "backend", "prefix", "prefix_file"];
 
+/// The document with a variable that cargo sets for tests.
+fn document() -> String {
+    REFERENCE.replace("LARDER_MEMCACHED_PASSWORD", "CARGO_PKG_NAME")
+}
+
 fn table(name: &str) -> Config {
     Config::default()
-        .toml_table(REFERENCE, "reference.toml", name)
+        .toml_table(&document(), "reference.toml", name)
         .unwrap()
 }
 
@@ -57,9 +64,9 @@ impl std::fmt::Display for Shown {
     }
 }
 
-/// All keys of the file, each with the comment right above it.
+/// All keys of the file, each with the comment right above it, or else with that of the same key in an earlier table.
 fn shown() -> Vec<Shown> {
-    let (mut table, mut comment, mut shown) = ("", String::new(), Vec::new());
+    let (mut table, mut comment, mut shown) = ("", String::new(), Vec::<Shown>::new());
     for line in REFERENCE.lines() {
         if let Some(text) = line.strip_prefix('#') {
             comment.push_str(text);
@@ -71,7 +78,13 @@ fn shown() -> Vec<Shown> {
         {
             table = name;
         } else if let Some((key, _)) = line.split_once(" = ") {
-            let comment = std::mem::take(&mut comment);
+            let mut comment = std::mem::take(&mut comment);
+            if let (true, Some(earlier)) = (
+                comment.is_empty(),
+                shown.iter().find(|shown| shown.key == key),
+            ) {
+                comment.clone_from(&earlier.comment);
+            }
             shown.push(Shown {
                 table,
                 key,
@@ -83,26 +96,25 @@ fn shown() -> Vec<Shown> {
     shown
 }
 
-/// Every key of the struct is in the table, at a value that isn't the default, and its comment knows the default.
+/// Every key of the struct is in one of the tables, at a value that isn't the default, and its comment knows the default.
 #[track_caller]
 fn check_keys<T: DeserializeOwned + Serialize + Default + Debug>(
-    name: &str,
+    names: &[&str],
     section: &str,
     parse: impl Fn(&Settings) -> T,
 ) {
-    let written = parse(&table(name).settings().unwrap());
     let fields = |config: &T| toml::Table::try_from(config).unwrap();
-    let (written, default) = (fields(&written), fields(&T::default()));
+    let written = |name: &str| fields(&parse(&table(name).settings().unwrap()));
+    let default = fields(&T::default());
     let shown = shown();
     let mut defaults = vec![("backend".to_owned(), "memory".to_owned())];
     for field in config::known_keys::<T>() {
         let key = format!("{section}{field}");
         let entry = shown
             .iter()
-            .find(|shown| (shown.table, shown.key) == (name, key.as_str()));
-        let entry = entry.unwrap_or_else(|| panic!("`{key}` isn't in the table [{name}]"));
-        // A secret isn't written down by anybody.
-        let is_default = written.get(field) == default.get(field) && !key.ends_with("_env");
+            .find(|shown| names.contains(&shown.table) && shown.key == key);
+        let entry = entry.unwrap_or_else(|| panic!("`{key}` isn't in the tables {names:?}"));
+        let is_default = written(entry.table).get(field) == default.get(field);
         assert!(!is_default, "{entry} shows its default");
         let unset = entry.default().is_none();
         assert_eq!(unset, default.get(field).is_none(), "{entry} has a default");
@@ -117,23 +129,23 @@ fn check_keys<T: DeserializeOwned + Serialize + Default + Debug>(
 }
 
 #[track_caller]
-fn check<T: DeserializeOwned + Serialize + Default + Debug>(name: &str) {
-    check_keys::<T>(name, "", |settings| settings.parse().unwrap());
+fn check<T: DeserializeOwned + Serialize + Default + Debug>(names: &[&str]) {
+    check_keys::<T>(names, "", |settings| settings.parse().unwrap());
 }
 
 #[test]
 fn keys_of_memcached_are_shown() {
-    check::<MemcachedConfig>("cache");
+    check::<MemcachedConfig>(&["cache", "sasl"]);
 }
 
 #[test]
 fn keys_of_memory_are_shown() {
-    check::<MemoryConfig>("development");
+    check::<MemoryConfig>(&["development"]);
 }
 
 #[test]
 fn keys_of_the_tiers_are_shown() {
-    check_keys::<TiersConfig>("cache", "tiers_", |settings| {
+    check_keys::<TiersConfig>(&["cache"], "tiers_", |settings| {
         settings.section("tiers").unwrap()
     });
 }
@@ -165,9 +177,41 @@ fn every_key_says_what_one_would_change_it_for() {
     }
 }
 
+/// Makes the files that the document names.
+#[cfg(feature = "tls")]
+fn make_files(directory: &Path) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let params = rcgen::CertificateParams::new(["chat".to_owned()]).unwrap();
+    let certificate = params.self_signed(&key).unwrap().pem();
+    for (name, text) in [
+        ("ca.pem", &certificate),
+        ("client.pem", &certificate),
+        ("client.key", &key.serialize_pem()),
+    ] {
+        std::fs::write(directory.join(name), text).unwrap();
+    }
+}
+
+#[cfg(feature = "tls")]
 #[tokio::test]
 async fn stores_open_as_written() {
-    let open = |name: &str| Registry::new().open(&table(name), Rt::new()).unwrap().0;
+    let directory = tempfile::tempdir().unwrap();
+    make_files(directory.path());
+    let document = document().replace("/etc/larder", directory.path().to_str().unwrap());
+    let open = |name: &str| {
+        let config = Config::default().toml_table(&document, "reference.toml", name);
+        Registry::new().open(&config.unwrap(), Rt::new()).unwrap().0
+    };
     assert_eq!(open("development").to_string(), "memory (128 MiB)");
     assert_eq!(open("cache").stats().servers.len(), 3);
+    assert_eq!(open("sasl").to_string(), "memcached (127.0.0.1:11211)");
+}
+
+#[cfg(not(feature = "tls"))]
+#[test]
+fn a_build_without_tls_says_what_is_missing() {
+    let error = Registry::new()
+        .open(&table("cache"), Rt::new())
+        .unwrap_err();
+    assert!(error.to_string().contains("feature `tls`"), "{error}");
 }

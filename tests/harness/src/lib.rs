@@ -5,4 +5,6 @@ pub mod proxy;
 pub mod raw;
 pub mod redis;
 mod redis_raw;
+pub mod sasl;
 pub mod server;
+pub mod tls;
