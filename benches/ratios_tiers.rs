@@ -188,7 +188,7 @@ impl Subjects {
 
     /// The same with several threads at once: all in one request, or each in its own.
     fn at_once(&self, own: &[Request<Made>; THREADS]) {
-        const TURNS: usize = 20;
+        const TURNS: usize = 30;
         let on_all = |read: &(dyn Fn(usize) + Sync)| {
             thread::scope(|scope| {
                 for thread in 0..THREADS {
@@ -231,10 +231,10 @@ impl Subjects {
             || self.filled(KEYS),
             || self.filled_moka(KEYS),
         );
-        let one_by_one: Vec<Keys> = (0..KEYS).map(|n| self.keys.select([n])).collect();
-        let filled = (0..RUNS).map(|_| (self.filled(KEYS), self.filled_moka(KEYS)));
+        let one_by_one: Vec<Keys> = (0..OWN).map(|n| self.keys.select([n])).collect();
+        let filled = (0..RUNS).map(|_| (self.filled(OWN), self.filled_moka(OWN)));
         let (mut ours, mut beside): (Vec<_>, Vec<_>) = filled.unzip();
-        table.race(
+        Table::new(OWN).race(
             "forget / moka invalidate",
             "",
             || {
@@ -244,7 +244,9 @@ impl Subjects {
             },
             || {
                 let moka = beside.pop().expect("one for each run");
-                self.texts.iter().for_each(|text| moka.invalidate(text));
+                self.texts[..OWN]
+                    .iter()
+                    .for_each(|text| moka.invalidate(text));
                 moka
             },
         );

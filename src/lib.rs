@@ -3,7 +3,7 @@
 pub use larder_backends as backends;
 pub use larder_backends::{BuilderExt, Registry};
 #[cfg(feature = "memcached")]
-pub use larder_backends::{BulkForm, Memcached, MemcachedConfig};
+pub use larder_backends::{BulkForm, Hashing, Memcached, MemcachedConfig};
 #[cfg(feature = "memory")]
 pub use larder_backends::{Memory, MemoryConfig};
 #[cfg(feature = "conformance")]

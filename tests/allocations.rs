@@ -1,15 +1,20 @@
 //! How often a read allocates: a binary of its own, because it counts by the global allocator.
 
 use std::convert::Infallible;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use larder_backends::{Memcached, MemcachedConfig, Memory, MemoryConfig};
 use larder_core::{
-    Backend as _, Cache, Dataset, GetOptions, Keys, Lifetime, Lookup, NoTier, Plain, Rt, Set,
-    Source, WriteOptions,
+    Backend as _, Cache, Dataset, DeployImmutable, DeployTier, GetOptions, Keys, Lifetime, Lookup,
+    NoTier, Plain, RequestTier, Rt, Set, Source, WriteOptions,
 };
 use larder_harness::server::{Listen, MemcachedServer};
+use larder_tiers::{Request, Tiers};
+use serde::{Deserialize, Serialize};
+use tokio::runtime::Runtime;
 
 /// Every id has itself as its value: nothing that is counted belongs to a value.
 #[derive(Clone)]
@@ -25,21 +30,46 @@ impl Source for Identity {
     }
 }
 
-enum Itself {}
+/// A number that never changes.
+#[derive(Clone, Serialize, Deserialize)]
+struct Fixed(u64);
 
-impl Dataset for Itself {
-    const NAME: &'static str = "itself";
-    const LIFETIME: Lifetime = Lifetime::Ttl(Duration::from_secs(3600));
-    type Source = Identity;
-    type Key = u64;
-    type Value = u64;
-    type Form = Plain;
-    type Tier = NoTier;
-    type Error = Infallible;
+impl DeployImmutable for Fixed {}
 
-    async fn load((): &mut (), ids: Vec<u64>) -> Result<Vec<(u64, u64)>, Infallible> {
-        Ok(ids.into_iter().map(|id| (id, id)).collect())
-    }
+macro_rules! datasets {
+    ($($(#[doc = $doc:literal])+ $dataset:ident = $name:literal: $key:ty => $value:ty, $tier:ty, $lifetime:expr, $make:expr;)*) => {$(
+        $(#[doc = $doc])+
+        enum $dataset {}
+
+        impl Dataset for $dataset {
+            const NAME: &'static str = $name;
+            const LIFETIME: Lifetime = $lifetime;
+            type Source = Identity;
+            type Key = $key;
+            type Value = $value;
+            type Form = Plain;
+            type Tier = $tier;
+            type Error = Infallible;
+
+            async fn load((): &mut (), keys: Vec<$key>) -> Result<Vec<($key, $value)>, Infallible> {
+                let make: fn($key) -> $value = $make;
+                Ok(keys.into_iter().map(|key| (key, make(key))).collect())
+            }
+        }
+    )*};
+}
+
+const HOUR: Lifetime = Lifetime::Ttl(Duration::from_secs(3600));
+
+datasets! {
+    /// In the store alone.
+    Itself = "itself": u64 => u64, NoTier, HOUR, |id| id;
+    /// Kept for a request.
+    ForRequest = "for_request": u64 => u64, RequestTier, HOUR, |id| id;
+    /// Kept by the process.
+    ForDeploy = "for_deploy": u64 => Fixed, DeployTier, Lifetime::Immutable, Fixed;
+    /// Kept by the process, and there is one.
+    TheOne = "the_one": () => Fixed, DeployTier, Lifetime::Immutable, |()| Fixed(1);
 }
 
 /// A cache on the memory store that holds the values of these ids.
@@ -47,7 +77,11 @@ async fn warm(ids: std::ops::Range<u64>) -> Cache<Identity> {
     let memory = Memory::new(MemoryConfig::default(), Rt::new()).unwrap();
     let cache = Cache::builder(Identity)
         .backend(Arc::new(memory))
+        .tiers(Tiers::default())
         .register::<Itself>()
+        .register::<ForRequest>()
+        .register::<ForDeploy>()
+        .register::<TheOne>()
         .build()
         .await
         .unwrap();
@@ -66,21 +100,35 @@ async fn warm(ids: std::ops::Range<u64>) -> Cache<Identity> {
     cache
 }
 
+fn runtime() -> Runtime {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_all().build().unwrap()
+}
+
 /// How often this thread allocates while the future runs on it.
 #[track_caller]
-fn allocations<T>(runtime: &tokio::runtime::Runtime, future: impl Future<Output = T>) -> u64 {
+fn allocations<T>(runtime: &Runtime, future: impl Future<Output = T>) -> u64 {
     // The runtime's own part of entering it is not the reader's.
     let entering = allocation_counter::measure(|| runtime.block_on(async {}));
     let running = allocation_counter::measure(|| drop(runtime.block_on(future)));
     running.count_total - entering.count_total
 }
 
+/// How often this thread allocates while a read is answered that has nothing to wait for.
+#[track_caller]
+fn allocations_of_hit<T>(read: impl Future<Output = T>) -> u64 {
+    let mut answer = Poll::Pending;
+    let mut read = pin!(read);
+    let counted = allocation_counter::measure(|| {
+        answer = read.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+    });
+    assert!(answer.is_ready(), "a hit in a tier waits for nothing");
+    counted.count_total
+}
+
 #[test]
 fn hit_on_memory_allocates_three_times_at_most() {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = runtime();
     let cache = runtime.block_on(warm(0..1));
     let count = allocations(&runtime, async {
         let value = larder_core::get::<Itself>(&cache, &0).await.unwrap();
@@ -91,10 +139,7 @@ fn hit_on_memory_allocates_three_times_at_most() {
 
 #[test]
 fn bulk_hit_on_memory_allocates_per_call_not_per_key() {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = runtime();
     let cache = runtime.block_on(warm(0..1_000));
     let count = allocations(&runtime, async {
         let batch = larder_core::get_many::<Itself>(&cache, 0..1_000)
@@ -158,4 +203,56 @@ fn bulk_on_three_servers_allocates_per_server_not_per_key() {
         println!("{call}: {few} for 100 keys, {many} for 2,000");
         assert!(many <= 80, "a {call} of 2,000 keys allocates {many} times");
     }
+}
+
+#[test]
+fn hit_in_a_tier_allocates_nothing() {
+    let runtime = runtime();
+    let cache = runtime.block_on(warm(0..1));
+    let (tallied, tally) = cache.tallied();
+    let request = Request::begin(&cache);
+    let counting = Request::begin(&tallied);
+    runtime.block_on(async {
+        larder_core::get::<ForRequest>(&counting, &7).await.unwrap();
+        larder_core::get::<ForDeploy>(&tallied, &7).await.unwrap();
+        larder_core::get::<TheOne>(&tallied, &()).await.unwrap();
+        tally.settled().await;
+    });
+
+    #[track_caller]
+    fn check<T>(runtime: &Runtime, read: impl AsyncFn() -> T) {
+        // A first one, so that the tier has it.
+        runtime.block_on(read());
+        assert_eq!(allocations_of_hit(read()), 0);
+    }
+    check(&runtime, async || {
+        larder_core::get::<ForRequest>(&request, &7).await.unwrap()
+    });
+    check(&runtime, async || {
+        larder_core::get::<ForRequest>(&counting, &7).await.unwrap()
+    });
+    check(&runtime, async || {
+        larder_core::get::<ForDeploy>(&cache, &7).await.unwrap()
+    });
+    check(&runtime, async || {
+        larder_core::get::<TheOne>(&cache, &()).await.unwrap()
+    });
+}
+
+#[test]
+fn bulk_hit_in_a_tier_allocates_per_call_not_per_key() {
+    let runtime = runtime();
+    let cache = runtime.block_on(warm(0..1));
+    let (tallied, tally) = cache.tallied();
+    let request = Request::begin(&tallied);
+    let read = async || {
+        let read = larder_core::get_many::<ForRequest>(&request, 0..200).await;
+        assert_eq!(read.unwrap().missing().count(), 0);
+    };
+    runtime.block_on(async {
+        read().await;
+        tally.settled().await;
+    });
+    let count = allocations_of_hit(read());
+    assert!(count <= 4, "200 hits allocate {count} times");
 }

@@ -5,13 +5,16 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use larder_backends::memcached::BulkForm;
-use larder_backends::{Memcached, MemcachedConfig, Memory, MemoryConfig, Redis, RedisConfig};
+use larder_backends::{
+    Memcached, MemcachedConfig, Memory, MemoryConfig, Redis, RedisCluster, RedisConfig,
+};
 use larder_core::config::Secret;
 use larder_core::conformance::{Abilities, Peeked, Subject};
 use larder_core::{Backend, Observed, Rt};
 use larder_harness::fake::{Fake, Network};
 use larder_harness::raw::Raw;
 use larder_harness::redis::{RawRedis, RedisServer};
+use larder_harness::redis_cluster;
 use larder_harness::sasl::SaslUser;
 use larder_harness::server::{Listen, MemcachedServer};
 use larder_harness::tls::{Authority, password_file};
@@ -86,6 +89,9 @@ larder_core::conformance! {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     redis_unix => RedisSubject::start(Listen::Unix),
         except [dead_server_fails_only_its_keys];
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    redis_cluster_of_three => ClusterSubject::start().await;
 }
 
 /// The memory store, under tokio's paused clock.
@@ -517,6 +523,80 @@ impl Subject for RedisSubject {
 
     async fn resume(&self, _: usize) {
         self.server().resume();
+    }
+
+    fn secrets(&self) -> Vec<String> {
+        vec![Self::PASSWORD.to_owned()]
+    }
+}
+
+/// The Redis client over a real cluster of three nodes, each case its own.
+struct ClusterSubject(tokio::sync::Mutex<redis_cluster::RedisCluster>);
+
+impl ClusterSubject {
+    const NODES: usize = 3;
+    const PASSWORD: &str = "correct-horse";
+
+    async fn start() -> Self {
+        let arguments = ["--maxmemory", "128mb"];
+        let cluster =
+            redis_cluster::RedisCluster::start_locked(Self::NODES, Self::PASSWORD, &arguments);
+        Self(tokio::sync::Mutex::new(cluster.await))
+    }
+}
+
+#[async_trait::async_trait]
+impl Subject for ClusterSubject {
+    fn can(&self) -> Abilities {
+        Abilities::one_server()
+            .servers(Self::NODES)
+            .peeks()
+            .kills()
+            .stops()
+    }
+
+    async fn backend(&self) -> Arc<dyn Backend> {
+        let mut config = RedisConfig::default();
+        config.servers = self.0.lock().await.addresses();
+        config.password = Some(Secret::new(Self::PASSWORD));
+        // Time enough for a machine that runs other tests beside this, and none lost waiting to dial again.
+        config.connect_timeout = Duration::from_secs(2);
+        config.timeout = Duration::from_secs(3);
+        config.flush_timeout = Duration::from_secs(3);
+        config.backoff_limit = Duration::from_millis(200);
+        let cluster = RedisCluster::new(config, Rt::new()).expect("the configuration can work");
+        // What the suite counts begins when the nodes are known.
+        cluster.check().await;
+        Arc::new(cluster)
+    }
+
+    async fn advance(&self, duration: Duration) {
+        tokio::time::sleep(duration).await;
+    }
+
+    async fn peek(&self, key: &str) -> Option<Peeked> {
+        let (stored, ttl) = self.0.lock().await.get(key).await?;
+        let value = match stored[0] {
+            b'L' => Bytes::new(),
+            _ => stored.slice(17..),
+        };
+        Some(Peeked::new(value, ttl))
+    }
+
+    async fn kill(&self, node: usize) {
+        self.0.lock().await.kill(node);
+    }
+
+    async fn restart(&self, node: usize) {
+        self.0.lock().await.restart(node).await;
+    }
+
+    async fn stop(&self, node: usize) {
+        self.0.lock().await.node(node).stop();
+    }
+
+    async fn resume(&self, node: usize) {
+        self.0.lock().await.node(node).resume();
     }
 
     fn secrets(&self) -> Vec<String> {

@@ -2,6 +2,8 @@
 
 #[cfg(feature = "redis")]
 mod health;
+#[cfg(any(feature = "memcached", feature = "redis"))]
+mod join;
 #[cfg(feature = "memcached")]
 pub mod memcached;
 #[cfg(feature = "memory")]
@@ -19,9 +21,9 @@ mod tls;
 mod transport;
 
 #[cfg(feature = "redis")]
-pub use self::redis::{Redis, RedisConfig};
+pub use self::redis::{Redis, RedisCluster, RedisConfig};
 #[cfg(feature = "memcached")]
-pub use memcached::{BulkForm, Memcached, MemcachedConfig};
+pub use memcached::{BulkForm, Hashing, Memcached, MemcachedConfig};
 #[cfg(feature = "memory")]
 pub use memory::{Memory, MemoryConfig};
 pub use registry::{BuilderExt, Registry};

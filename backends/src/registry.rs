@@ -46,7 +46,9 @@ impl Registry {
         #[cfg(feature = "memcached")]
         let registry = registry.with("memcached", crate::memcached::Memcached::new);
         #[cfg(feature = "redis")]
-        let registry = registry.with("redis", crate::redis::Redis::new);
+        let registry = registry
+            .with("redis", crate::redis::Redis::new)
+            .with("redis+cluster", crate::redis::RedisCluster::new);
         registry
     }
 
@@ -93,6 +95,7 @@ impl Registry {
         let known: Vec<_> = self.schemes.keys().map(String::as_str).collect();
         let remedy = match scheme {
             "memory" | "memcached" | "redis" => format!("; turn on larder's feature `{scheme}`"),
+            "redis+cluster" => "; turn on larder's feature `redis`".to_owned(),
             _ => String::new(),
         };
         let message = format!(

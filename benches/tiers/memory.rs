@@ -1,25 +1,24 @@
-//! Ten thousand requests in flight, each of which keeps more than its part of the budget.
+//! Ten thousand requests in flight, which together would keep sixteen times what the tiers may.
 
+use std::collections::VecDeque;
 use std::fs;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use larder_core::TiersStats;
+use larder_core::{Cache, TiersStats};
 use larder_tiers::{Request, Tiers};
 use tokio::runtime::Runtime;
-use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
-use super::data::{self, Page};
+use super::data::{self, Made, Page};
 
 /// Requests in flight when each line is printed.
-const STEPS: [usize; 6] = [1, 100, 500, 1_000, 5_000, 10_000];
+const STEPS: [usize; 5] = [100, 500, 1_000, 5_000, 10_000];
 
 /// Values that each request reads.
 const PAGES: u64 = 100;
 
-/// Looks at the bytes again after so many requests.
-const LOOK: usize = 50;
+/// How many of them read at the same time; the steps are multiples.
+const AT_ONCE: usize = 50;
 
 /// How long the entries of requests that have ended may take to be gone.
 const SOON: Duration = Duration::from_secs(10);
@@ -30,7 +29,7 @@ pub(crate) fn run(runtime: &Runtime) {
         let tiers = Tiers::default();
         let cache = data::cache(tiers.clone()).await;
         println!(
-            "requests that read {PAGES} values of 1 KiB each; {} MiB are the budget of their tier\n",
+            "requests that read {PAGES} values of 1 KiB each; the tiers have {} MiB\n",
             mebibytes(tiers.stats().budget)
         );
         println!(
@@ -39,31 +38,22 @@ pub(crate) fn run(runtime: &Runtime) {
         );
         let mut peak = 0;
         line("none", tiers.stats(), &mut peak);
-        let (began, mut beginning) = mpsc::unbounded_channel();
-        let end = Arc::new(Semaphore::new(0));
-        let mut requests = JoinSet::new();
+        let mut requests = VecDeque::new();
         for step in STEPS {
-            let more = step - requests.len();
-            for _ in 0..more {
-                let (cache, began, end) = (cache.clone(), began.clone(), Arc::clone(&end));
-                requests.spawn(async move {
-                    let request = Request::begin(&cache);
-                    let pages = larder_core::get_many::<Page>(&request, 0..PAGES).await;
-                    assert_eq!(pages.expect("no load fails").missing().count(), 0);
-                    began.send(()).expect("somebody listens");
-                    end.acquire().await.expect("it is never closed").forget();
-                });
-            }
-            for begun in 0..more {
-                beginning.recv().await.expect("every request begins");
-                if begun % LOOK == 0 {
-                    peak = peak.max(tiers.stats().request.bytes);
-                }
+            while requests.len() < step {
+                requests.extend(begin_some(&cache).await);
+                peak = peak.max(tiers.stats().request.bytes);
             }
             line(&step.to_string(), tiers.stats(), &mut peak);
         }
-        end.add_permits(requests.len());
-        requests.join_all().await;
+        // Each of them gives way to another one.
+        for _ in 0..requests.len() / AT_ONCE {
+            requests.drain(..AT_ONCE);
+            requests.extend(begin_some(&cache).await);
+            peak = peak.max(tiers.stats().request.bytes);
+        }
+        line("replaced", tiers.stats(), &mut peak);
+        drop(requests);
         line("ended", tiers.stats(), &mut peak);
         let ended = Instant::now();
         while tiers.stats().request.entries > 0 && ended.elapsed() < SOON {
@@ -71,6 +61,20 @@ pub(crate) fn run(runtime: &Runtime) {
         }
         line("soon after", tiers.stats(), &mut peak);
     });
+}
+
+/// Requests that have read their values, all at the same time, and go on.
+async fn begin_some(cache: &Cache<Made>) -> Vec<Request<Made>> {
+    let mut beginning = JoinSet::new();
+    for _ in 0..AT_ONCE {
+        let request = Request::begin(cache);
+        beginning.spawn(async move {
+            let pages = larder_core::get_many::<Page>(&request, 0..PAGES).await;
+            assert_eq!(pages.expect("no load fails").missing().count(), 0);
+            request
+        });
+    }
+    beginning.join_all().await
 }
 
 fn line(in_flight: &str, stats: TiersStats, peak: &mut u64) {

@@ -101,13 +101,14 @@ impl Rt {
         tokio::spawn(future.in_current_span())
     }
 
-    /// The same outside a runtime too, where it does nothing: for what is tidied up when something is dropped.
+    /// Runs the future as a task of its own, in no span, if there is a runtime: for what is tidied up when something is
+    /// dropped.
     pub fn spawn_if_running<F>(&self, future: F)
     where
         F: Future<Output: Send> + Send + 'static,
     {
         if tokio::runtime::Handle::try_current().is_ok() {
-            drop(self.spawn(future));
+            drop(self.spawn_apart(future));
         }
     }
 

@@ -17,9 +17,10 @@ use std::time::Duration;
 use allocation_counter::{AllocationInfo, measure};
 use bytes::BytesMut;
 use indexmap::IndexMap;
-use larder_core::entry::{Codec, Compression, MAX_VALUE, Marshaller, Rejection};
+use larder_core::entry::{Codec, Compression, MAX_VALUE, Marshaller, Rejection, owned_bytes};
 use proptest::prelude::*;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use support::*;
 
@@ -240,6 +241,77 @@ fn a_huge_value_leaves_no_huge_buffer_behind() {
     let (info, opened) = measured(|| open::<String>(&marshaller, &entry).map(|_| ()));
     assert_eq!(opened, Ok(()));
     assert!(info.bytes_current < 1 << 20, "{} bytes", info.bytes_current);
+}
+
+/// What the user of a service may look like.
+#[derive(Serialize, Deserialize)]
+struct User {
+    id: u64,
+    name: String,
+    email: String,
+    avatar: Option<String>,
+    roles: Vec<Role>,
+    settings: BTreeMap<String, bool>,
+}
+
+#[derive(Serialize, Deserialize)]
+enum Role {
+    Member,
+    Moderator { streams: Vec<u32> },
+}
+
+impl User {
+    fn of(id: u64) -> Self {
+        let moderator = Role::Moderator {
+            streams: vec![1, 2, 3],
+        };
+        Self {
+            id,
+            name: format!("User {id}"),
+            email: format!("user.{id}@example.com"),
+            avatar: id
+                .is_multiple_of(2)
+                .then(|| format!("https://example.com/avatars/{id}.png")),
+            roles: vec![Role::Member, moderator],
+            settings: (0..12).map(|n| (format!("setting_{n}"), true)).collect(),
+        }
+    }
+}
+
+/// What an allocator takes for itself isn't in what it is asked for, so that small pieces weigh more than that.
+#[test]
+fn what_values_weigh_is_near_what_opening_them_allocates() {
+    #[track_caller]
+    fn check<T: Serialize + DeserializeOwned>(value: &T) {
+        let marshaller = marshaller(Codec::Postcard);
+        let entry = seal(&marshaller, value);
+        let (info, opened) = measured(|| open::<T>(&marshaller, &entry));
+        let opened = opened.unwrap().unwrap();
+        let weighed = owned_bytes(&opened, size_of_val(&opened));
+        let allocated = info.bytes_current;
+        let bounds = allocated as f64 * 0.75..=allocated as f64 * 1.7 + 64.0;
+        assert!(
+            bounds.contains(&(weighed as f64)),
+            "{weighed} bytes are estimated and {allocated} were allocated"
+        );
+    }
+
+    let ids = 0..1_000_u64;
+    check(&7_u64);
+    check(&"Ada Lovelace".to_owned());
+    check(&"x".repeat(1024));
+    check(&User::of(7));
+    check(&(0..200).map(User::of).collect::<Vec<_>>());
+    check(&ids.clone().collect::<Vec<_>>());
+    check(&vec![7_u8; 100_000]);
+    check(&vec![(1_u32, 2_u32, Some(3_u16)); 10_000]);
+    check(&vec![vec![vec![1_u8; 3]; 10]; 100]);
+    check(&ids.clone().map(|id| (id, id)).collect::<BTreeMap<_, _>>());
+    check(&ids.clone().map(|id| (id, id)).collect::<HashMap<_, _>>());
+    check(
+        &ids.map(|id| (id, format!("value {id}")))
+            .collect::<HashMap<_, _>>(),
+    );
 }
 
 proptest! {

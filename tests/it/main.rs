@@ -3,5 +3,6 @@
 mod guide;
 mod memcached;
 mod read;
+mod redis;
 mod service;
 mod tiers;

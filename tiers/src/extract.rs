@@ -1,9 +1,10 @@
 //! The reader of a request as an argument of axum's handlers.
 
 use std::any::type_name;
+use std::convert::Infallible;
 use std::fmt;
 
-use axum_core::extract::FromRequestParts;
+use axum_core::extract::{FromRequestParts, OptionalFromRequestParts};
 use axum_core::response::{IntoResponse, Response};
 use http::StatusCode;
 use http::request::Parts;
@@ -19,6 +20,15 @@ impl<S: Source, St: Sync> FromRequestParts<St> for Request<S> {
         request.ok_or(NoRequest {
             source: type_name::<S>(),
         })
+    }
+}
+
+/// For handlers that are also reached by routes outside the layer.
+impl<S: Source, St: Sync> OptionalFromRequestParts<St> for Request<S> {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &St) -> Result<Option<Self>, Infallible> {
+        Ok(parts.extensions.get::<Self>().cloned())
     }
 }
 

@@ -26,7 +26,8 @@ enum State {
     /// It has kept and dropped nothing yet. Most requests leave it at that.
     Unused,
     Open(Box<Book>),
-    Ended,
+    /// What was distrusted remains so, for those who read on.
+    Ended(Option<Box<Drops>>),
 }
 
 /// What a scope knows.
@@ -97,9 +98,11 @@ impl Scoped {
         book.prune_for(slot.weight(), self.limit());
         let before = book.names.get_full(&NameOf(key));
         earlier = before.and_then(|(_, _, named)| named.slot.upgrade());
-        if earlier.as_ref().is_some_and(|slot| self.is_fresh(slot)) {
+        if let Some(slot) = &earlier
+            && self.is_fresh(slot)
+        {
             // Of two that were read at once either is right, and the first is what others may have seen.
-            return Err(Kept::Kept);
+            return Err(Kept::Other(slot.value.clone()));
         }
         let bytes = book.bytes - before.map_or(0, |(_, _, named)| named.weight) + slot.weight();
         if bytes > self.limit() {
@@ -124,7 +127,7 @@ impl Scoped {
                 .names
                 .get(&NameOf(key))
                 .is_some_and(|named| std::ptr::eq(named.slot.as_ptr(), Arc::as_ptr(slot))),
-            State::Unused | State::Ended => false,
+            State::Unused | State::Ended(_) => false,
         }
     }
 
@@ -142,10 +145,7 @@ impl Scoped {
     fn drop_keys(&self, keys: &Keys, distrust: bool) {
         let mut left = {
             let mut state = self.write();
-            let Some(book) = state.book(&self.store) else {
-                return;
-            };
-            let drops = book.drops.get_or_insert_default();
+            let drops = state.drops(&self.store);
             drops.begin();
             for key in keys.iter() {
                 drops.add(key);
@@ -153,6 +153,9 @@ impl Scoped {
                     drops.distrust(key);
                 }
             }
+            let Some(book) = state.book(&self.store) else {
+                return;
+            };
             let mut left = Left::of(&self.store, book.number);
             for key in keys.iter() {
                 if let Some((name, named)) = book.names.swap_remove_entry(&NameOf(key)) {
@@ -171,8 +174,10 @@ impl Scope for Scoped {
         // Declared first, so that it is freed after the lock.
         let slot: Option<Arc<Slot>>;
         let state = self.read();
-        let State::Open(book) = &*state else {
-            return Recall::Unknown(Mark(0));
+        let book = match &*state {
+            State::Unused => return Recall::Unknown(Mark(0)),
+            State::Ended(drops) => return nothing(drops.as_deref(), key),
+            State::Open(book) => book,
         };
         let named = book.names.get(&NameOf(key));
         slot = named.and_then(|named| named.slot.upgrade());
@@ -184,11 +189,7 @@ impl Scope for Scoped {
             self.store.touch(number, key, slot);
             return Recall::Kept(slot.value.clone());
         }
-        match &book.drops {
-            None => Recall::Unknown(Mark(0)),
-            Some(drops) if drops.is_distrusted(key) => Recall::Distrusted,
-            Some(drops) => Recall::Unknown(drops.mark()),
-        }
+        nothing(book.drops.as_deref(), key)
     }
 
     fn put(&self, key: Key<'_>, mark: Mark, value: Option<SharedValue>, bytes: usize) -> Kept {
@@ -226,8 +227,8 @@ impl Scope for Scoped {
     }
 
     fn end(&self) {
-        let state = std::mem::replace(&mut *self.write(), State::Ended);
-        if let State::Open(book) = state {
+        let book = self.write().end();
+        if let Some(book) = book {
             self.clear_out(*book);
         }
     }
@@ -237,15 +238,49 @@ impl Drop for Scoped {
     fn drop(&mut self) {
         let state = self.state.get_mut();
         let state = state.unwrap_or_else(PoisonError::into_inner);
-        if let State::Open(_) = state
-            && let State::Open(book) = std::mem::replace(state, State::Ended)
-        {
+        if let Some(book) = state.end() {
             self.clear_out(*book);
         }
     }
 }
 
+/// What a scope says of a key that it has no value of.
+fn nothing(drops: Option<&Drops>, key: Key<'_>) -> Recall {
+    match drops {
+        None => Recall::Unknown(Mark(0)),
+        Some(drops) if drops.is_distrusted(key) => Recall::Distrusted,
+        Some(drops) => Recall::Unknown(drops.mark()),
+    }
+}
+
 impl State {
+    /// Ends the scope; answers what it knew, unless it had ended before.
+    fn end(&mut self) -> Option<Box<Book>> {
+        match std::mem::replace(self, Self::Ended(None)) {
+            Self::Unused => None,
+            Self::Open(mut book) => {
+                *self = Self::Ended(book.drops.take());
+                Some(book)
+            }
+            ended @ Self::Ended(_) => {
+                *self = ended;
+                None
+            }
+        }
+    }
+
+    /// The drops, which are also counted when the scope has ended.
+    fn drops(&mut self, store: &Store) -> &mut Drops {
+        let drops = match self {
+            Self::Ended(drops) => drops,
+            Self::Unused | Self::Open(_) => {
+                let book = self.book(store);
+                &mut book.expect("the scope hasn't ended").drops
+            }
+        };
+        drops.get_or_insert_default()
+    }
+
     /// The book, begun if it must be; `None` if the scope has ended.
     fn book(&mut self, store: &Store) -> Option<&mut Book> {
         if let Self::Unused = self {
@@ -260,7 +295,7 @@ impl State {
         }
         match self {
             Self::Open(book) => Some(book),
-            Self::Unused | Self::Ended => None,
+            Self::Unused | Self::Ended(_) => None,
         }
     }
 }
@@ -302,7 +337,7 @@ impl fmt::Debug for Scoped {
         match &*self.read() {
             State::Unused => debug.field("state", &"unused"),
             State::Open(book) => debug.field("entries", &book.names.len()),
-            State::Ended => debug.field("state", &"ended"),
+            State::Ended(_) => debug.field("state", &"ended"),
         };
         debug.finish_non_exhaustive()
     }

@@ -65,7 +65,8 @@ pub struct MemcachedConfig {
     /// The same for deletes, whose answer matters more than its time: a bulk call waits as much longer.
     #[serde(with = "duration")]
     pub flush_timeout: Duration,
-    /// A connection is closed when something is under way on it and no byte has come for this long.
+    /// A connection is closed when something is under way on it and no byte has come for this long, or for `flush_timeout`
+    /// if that is longer.
     #[serde(with = "duration")]
     pub stall: Duration,
     /// The pause after a dial that failed; it doubles up to `backoff_limit`.

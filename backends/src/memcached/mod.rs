@@ -23,10 +23,7 @@ mod server;
 mod wire;
 
 use std::fmt;
-use std::future::poll_fn;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::Poll;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -40,6 +37,7 @@ use handshake::Access;
 use placement::Placement;
 use server::Server;
 
+use crate::join::join_all;
 #[cfg(feature = "__transport")]
 pub use crate::transport::{Address, Io, Sockets, Transport};
 #[cfg(not(feature = "__transport"))]
@@ -209,8 +207,10 @@ impl Memcached {
         // What is under way needs nobody to push it on: taken one after the other, most answers have come when their turn
         // is there, where a task that waits for all of them is woken by each.
         let started = async {
+            let mut turn = self.rt.turn();
             for look in started {
                 look.look_on(&mut found()).await;
+                turn.over().await;
             }
         };
         tokio::join!(others, started);
@@ -399,30 +399,6 @@ pub fn read_replies<'a>(binary: bool, pieces: impl IntoIterator<Item = &'a [u8]>
         }
     }
     replies
-}
-
-/// Waits for all of these at the same time, in the caller's task.
-async fn join_all<F: Future>(futures: impl IntoIterator<Item = F>) -> Vec<F::Output> {
-    let mut waiting: Vec<Pin<Box<F>>> = futures.into_iter().map(Box::pin).collect();
-    let mut outputs: Vec<Option<F::Output>> = Vec::new();
-    outputs.resize_with(waiting.len(), || None);
-    poll_fn(|cx| {
-        let mut all = Poll::Ready(());
-        for (future, output) in waiting.iter_mut().zip(&mut outputs) {
-            if output.is_none() {
-                match future.as_mut().poll(cx) {
-                    Poll::Ready(ready) => *output = Some(ready),
-                    Poll::Pending => all = Poll::Pending,
-                }
-            }
-        }
-        all
-    })
-    .await;
-    outputs
-        .into_iter()
-        .map(|output| output.expect("all are ready"))
-        .collect()
 }
 
 #[cfg(test)]

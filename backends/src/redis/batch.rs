@@ -4,6 +4,9 @@
 //! one, `SET … NX GET` or a script for each. Writes are one exchange: a script for each fill and release, since they compare,
 //! and one `UNLINK` for many keys. All of a call's commands are handed to the connection at once, in chunks, so that the
 //! first answers are decoded while the server works on the others.
+//!
+//! A node of a cluster is asked key by key, since it answers key by key: what it sends elsewhere is said to the caller, who
+//! knows the other nodes.
 
 use std::collections::HashSet;
 use std::io::Write as _;
@@ -23,7 +26,7 @@ use smallvec::SmallVec;
 use super::connection::{Commands, Connection, Sent};
 use super::frame::{self, HEAD, Head, Kind, PLACEHOLDER, Placeholder, Taken};
 use super::node::{Lane, Limit, Node};
-use super::reply;
+use super::reply::{self, Redirect};
 use super::script::{Script, Scripts};
 
 /// A part of at most so many keys is small: it goes over a connection for small calls.
@@ -47,6 +50,18 @@ pub(crate) struct Part<'a> {
     keys: &'a Keys,
     /// Where in the batch they stand, in order; `None` for all of it.
     positions: Option<&'a [u32]>,
+    route: Route,
+}
+
+/// What brings a part to its server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Route {
+    /// It has all keys.
+    Alone,
+    /// The map of the cluster says that it has these.
+    Owner,
+    /// The node that has their slots said so, which are on their way to this one.
+    Asking,
 }
 
 impl<'a> Part<'a> {
@@ -54,11 +69,60 @@ impl<'a> Part<'a> {
         Self {
             keys,
             positions: None,
+            route: Route::Alone,
         }
+    }
+
+    /// Those at these positions, of a node of a cluster.
+    pub(crate) fn routed(keys: &'a Keys, positions: &'a [u32], route: Route) -> Self {
+        Self {
+            keys,
+            positions: Some(positions),
+            route,
+        }
+    }
+
+    /// A pipeline of one command for each of so many keys.
+    fn pipeline(&self, commands: impl ExactSizeIterator<Item = Cmd>) -> Commands {
+        let mut pipeline;
+        match self.route {
+            Route::Alone | Route::Owner => {
+                pipeline = Pipeline::with_capacity(commands.len());
+                for command in commands {
+                    pipeline.add_command(command);
+                }
+            }
+            Route::Asking => {
+                pipeline = Pipeline::with_capacity(2 * commands.len());
+                for command in commands {
+                    // It holds for the next command alone.
+                    pipeline.cmd("ASKING");
+                    pipeline.add_command(command);
+                }
+            }
+        }
+        Commands::Several(pipeline)
+    }
+
+    /// The answers to the commands of a pipeline of so many keys; `None` if there are others.
+    fn unpacked(&self, mut answers: Vec<Value>, count: usize) -> Option<Vec<Value>> {
+        if self.route == Route::Asking {
+            let mut is_asked = false;
+            answers.retain(|_| {
+                is_asked = !is_asked;
+                !is_asked
+            });
+        }
+        (answers.len() == count).then_some(answers)
     }
 
     pub(crate) fn len(&self) -> usize {
         self.positions.map_or(self.keys.len(), <[u32]>::len)
+    }
+
+    /// Whether what is absent here may be leased, and so stored. See `cluster` for why not while its slot is on its way.
+    fn leases(&self) -> bool {
+        self.route != Route::Asking
     }
 
     /// Where in the batch a key of this part stands.
@@ -98,6 +162,14 @@ impl Node {
             connection.condemn(error.clone());
         }
         error
+    }
+
+    fn key_left(&self) -> Error {
+        let server = &self.name;
+        Error::new(
+            ErrorKind::Unavailable,
+            format!("redis {server}: has given the key to another node since it issued the lease"),
+        )
     }
 
     /// The error of an answer that no command of ours has.
@@ -160,6 +232,8 @@ struct Progress<'a> {
     settled: usize,
     /// The keys that ask for leases, once some don't.
     leased: Option<HashSet<&'a [u8], RandomState>>,
+    /// Those of the answered that another node has.
+    elsewhere: Vec<(usize, Redirect)>,
 }
 
 /// A key that is absent, or as good as that.
@@ -187,14 +261,14 @@ enum Seen {
 }
 
 impl Node {
-    /// Looks a part up.
+    /// Looks a part up. What it gives are positions in the batch of keys that aren't answered, since another node has them.
     pub(crate) async fn look(
         &self,
         part: Part<'_>,
         nonces: Taken,
         options: &GetOptions,
         found: Found<'_>,
-    ) {
+    ) -> Vec<(usize, Redirect)> {
         let mut progress = Progress::default();
         let outcome = self
             .look_on(part, nonces, options, &mut progress, found)
@@ -205,6 +279,17 @@ impl Node {
             for index in (progress.looked..part.len()).chain(wanted) {
                 found(part.position(index), Err(error.clone()));
             }
+        }
+        progress.elsewhere
+    }
+
+    /// Where this answer sends its key.
+    fn redirect(&self, route: Route, answer: &Value) -> Option<Redirect> {
+        match answer {
+            Value::ServerError(error) if route != Route::Alone => {
+                Redirect::of(error, &self.address)
+            }
+            _ => None,
         }
     }
 
@@ -249,13 +334,21 @@ impl Node {
         let mut exchanges = SmallVec::new();
         for start in (0..part.len()).step_by(LOOK_CHUNK) {
             let range = start..part.len().min(start + LOOK_CHUNK);
-            let length: usize = range.clone().map(|index| part.key(index).len()).sum();
-            let mut command = Cmd::with_capacity(range.len() + 1, length + 4);
-            command.arg("MGET");
-            for index in range.clone() {
-                command.arg(part.key(index));
-            }
-            match connection.send(Commands::One(command), false).await {
+            let commands = match part.route {
+                Route::Alone => {
+                    let length: usize = range.clone().map(|index| part.key(index).len()).sum();
+                    let mut command = Cmd::with_capacity(range.len() + 1, length + 4);
+                    command.arg("MGET");
+                    for index in range.clone() {
+                        command.arg(part.key(index));
+                    }
+                    Commands::One(command)
+                }
+                Route::Owner | Route::Asking => {
+                    part.pipeline(range.clone().map(|index| get(part.key(index))))
+                }
+            };
+            match connection.send(commands, false).await {
                 Ok(sent) => exchanges.push((range, sent)),
                 // What is missing is noticed by whoever waits for it.
                 Err(_) => break,
@@ -277,15 +370,26 @@ impl Node {
         let mut turn = self.rt.turn();
         for (range, mut sent) in exchanges {
             let mut answers = self.answers(connection, &mut sent).await?;
-            let values = match answers.pop() {
-                Some(Value::Array(values)) if values.len() == range.len() => values,
-                Some(Value::ServerError(error)) => {
-                    return Err(self.refused(connection, "look-up", &error));
-                }
-                _ => return Err(self.odd(connection, "look-up")),
+            let values = match part.route {
+                Route::Alone => match answers.pop() {
+                    Some(Value::Array(values)) => Some(values),
+                    Some(Value::ServerError(error)) => {
+                        return Err(self.refused(connection, "look-up", &error));
+                    }
+                    _ => None,
+                },
+                Route::Owner | Route::Asking => part.unpacked(answers, range.len()),
             };
+            let values = values
+                .filter(|values| values.len() == range.len())
+                .ok_or_else(|| self.odd(connection, "look-up"))?;
             for (index, value) in range.zip(values) {
                 let position = part.position(index);
+                if let Some(redirect) = self.redirect(part.route, &value) {
+                    progress.elsewhere.push((position, redirect));
+                    progress.looked += 1;
+                    continue;
+                }
                 let how = match value {
                     Value::Nil => How::Lease,
                     Value::BulkString(value) => match seen(connection, value) {
@@ -296,9 +400,14 @@ impl Node {
                         }
                         Seen::Foreign => How::Replace,
                     },
+                    Value::ServerError(error) => {
+                        found(position, Err(self.refused(connection, "look-up", &error)));
+                        progress.looked += 1;
+                        continue;
+                    }
                     _ => return Err(self.odd(connection, "look-up")),
                 };
-                match options.lease_of(position) {
+                match options.lease_of(position).filter(|_| part.leases()) {
                     Some(_) => progress.wanted.push(Wanted {
                         index: u32::try_from(index).expect("keys fit into 4 GiB"),
                         how,
@@ -348,11 +457,8 @@ impl Node {
         };
         let mut exchanges: SmallVec<[(&[Wanted], Sent); 1]> = SmallVec::new();
         for chunk in wanted.chunks(WRITE_CHUNK) {
-            let mut pipeline = Pipeline::with_capacity(chunk.len());
-            for wanted in chunk {
-                pipeline.add_command(asked.command(*wanted));
-            }
-            let sent = connection.send(Commands::Several(pipeline), false).await;
+            let commands = part.pipeline(chunk.iter().map(|&wanted| asked.command(wanted)));
+            let sent = connection.send(commands, false).await;
             exchanges.push((chunk, sent.map_err(|_| not_sent(self))?));
         }
         self.count_trip(wanted.len(), &options.trips);
@@ -376,7 +482,10 @@ impl Node {
             }
             for (&wanted, answer) in chunk.iter().zip(answers) {
                 let position = part.position(wanted.index as usize);
-                found(position, asked.answer(wanted, answer));
+                match self.redirect(part.route, &answer) {
+                    Some(redirect) => progress.elsewhere.push((position, redirect)),
+                    None => found(position, asked.answer(wanted, answer)),
+                }
                 progress.settled += 1;
                 orphans.wanted = &orphans.wanted[1..];
             }
@@ -421,6 +530,12 @@ impl<'a> Progress<'a> {
         });
         leased.contains(part.key(index))
     }
+}
+
+fn get(key: &[u8]) -> Cmd {
+    let mut command = Cmd::with_capacity(2, key.len() + 3);
+    command.arg("GET").arg(key);
+    command
 }
 
 /// What this value is to this connection.
@@ -496,11 +611,7 @@ impl Asked<'_> {
         let key = self.part.key(wanted.index as usize);
         let (placeholder, length) = (self.placeholder(wanted), frame::milliseconds(self.length));
         match wanted.how {
-            How::Look => {
-                let mut command = Cmd::with_capacity(2, key.len() + 3);
-                command.arg("GET").arg(key);
-                command
-            }
+            How::Look => get(key),
             How::Lease => {
                 let mut command = Cmd::with_capacity(7, key.len() + PLACEHOLDER + 32);
                 command.arg("SET").arg(key).arg(&placeholder.bytes()[..]);
@@ -597,6 +708,8 @@ pub(crate) enum Outcome {
     Void,
     /// The lease is another incarnation's, or the connection was lost before the answer.
     Gone(Error),
+    /// Another node has the key, and what is written is good there too.
+    Elsewhere(Redirect),
     Failed(Error),
 }
 
@@ -776,7 +889,7 @@ impl<'a> Writing<'a> {
     }
 
     fn commands(&self, chunk: &[u32]) -> Commands {
-        if let Job::Delete = self.job {
+        if self.is_one_command() {
             let mut command = Cmd::new();
             command.arg("UNLINK");
             for &index in chunk {
@@ -784,11 +897,14 @@ impl<'a> Writing<'a> {
             }
             return Commands::One(command);
         }
-        let mut pipeline = Pipeline::with_capacity(chunk.len());
-        for &index in chunk {
-            pipeline.add_command(self.command(index as usize));
-        }
-        Commands::Several(pipeline)
+        let commands = chunk.iter().map(|&index| self.command(index as usize));
+        self.part.pipeline(commands)
+    }
+
+    /// Whether a chunk is one command with one answer: a node of a cluster takes no keys of two slots in one, and none of a
+    /// slot that is half moved.
+    fn is_one_command(&self) -> bool {
+        matches!(self.job, Job::Delete) && self.part.route == Route::Alone
     }
 
     /// The command for one key; for a refused fill it gives the lease back.
@@ -820,6 +936,11 @@ impl<'a> Writing<'a> {
                 if let Some(ttl) = frame::ttl(ttl) {
                     command.arg("PX").arg(ttl);
                 }
+                command
+            }
+            (None, _) if matches!(self.job, Job::Delete) => {
+                let mut command = Cmd::with_capacity(2, key.len() + 6);
+                command.arg("UNLINK").arg(key);
                 command
             }
             (None, _) => {
@@ -878,7 +999,7 @@ impl<'a> Writing<'a> {
         let mut again = Vec::new();
         for (chunk, mut sent) in exchanges {
             let answers = self.node.answers(self.connection, &mut sent).await?;
-            if let Job::Delete = self.job {
+            if self.is_one_command() {
                 let [answer] = <[Value; 1]>::try_from(answers)
                     .map_err(|_| self.node.odd(self.connection, "delete"))?;
                 let outcome = self.outcome(&answer);
@@ -887,9 +1008,8 @@ impl<'a> Writing<'a> {
                 }
                 continue;
             }
-            if answers.len() != chunk.len() {
-                return Err(self.node.odd(self.connection, self.job.name()));
-            }
+            let answers = (self.part.unpacked(answers, chunk.len()))
+                .ok_or_else(|| self.node.odd(self.connection, self.job.name()))?;
             for (&index, answer) in chunk.iter().zip(answers) {
                 match &answer {
                     Value::ServerError(error) if reply::is_unknown_script(error) => {
@@ -939,6 +1059,15 @@ impl<'a> Writing<'a> {
     }
 
     fn outcome(&self, answer: &Value) -> Outcome {
+        if let Some(redirect) = self.node.redirect(self.part.route, answer) {
+            return match self.job {
+                Job::Set(_) | Job::Delete => Outcome::Elsewhere(redirect),
+                // The lease is this node's, and the key no longer: what stands for the lease there, if it was taken along,
+                // is of another incarnation than that node, and as good as absent.
+                Job::Fill(_) => Outcome::Gone(self.node.key_left()),
+                Job::Release(_) => Outcome::Void,
+            };
+        }
         match (answer, self.job) {
             (Value::Okay, Job::Set(_)) | (Value::Int(_), Job::Delete) => Outcome::Done,
             (Value::Int(1), Job::Fill(_) | Job::Release(_)) => Outcome::Done,
@@ -970,7 +1099,7 @@ pub(crate) fn fill_outcome(
         Outcome::Done => Ok(FillOutcome::Stored),
         Outcome::Void if has_expired => Ok(FillOutcome::Lost(Lost::Expired)),
         Outcome::Void => Ok(FillOutcome::Lost(Lost::Voided)),
-        Outcome::Gone(_) => Ok(FillOutcome::Lost(Lost::ConnectionGone)),
+        Outcome::Gone(_) | Outcome::Elsewhere(_) => Ok(FillOutcome::Lost(Lost::ConnectionGone)),
         Outcome::Failed(error) => Err(error),
     }
 }
@@ -980,5 +1109,6 @@ pub(crate) fn done(outcome: Outcome) -> Result<()> {
     match outcome {
         Outcome::Done | Outcome::Void => Ok(()),
         Outcome::Gone(error) | Outcome::Failed(error) => Err(error),
+        Outcome::Elsewhere(redirect) => Err(redirect.error()),
     }
 }

@@ -129,8 +129,6 @@ type Reply = Pin<Box<dyn Future<Output = RedisResult<Vec<Value>>> + Send>>;
 pub(crate) struct Sent {
     reply: Option<Reply>,
     answered: Option<RedisResult<Vec<Value>>>,
-    /// Bytes that had come when it was sent.
-    heard: u64,
     under_way: Option<UnderWay>,
     /// Whether it is seen through without its caller.
     goes_on: bool,
@@ -256,7 +254,6 @@ impl Connection {
         let mut sent = Sent {
             reply: Some(commands.send_over(self.handle.clone())),
             answered: None,
-            heard: self.shared.bytes_in.load(Ordering::Relaxed),
             under_way: Some(UnderWay::one_more(&self.shared)),
             goes_on,
             rt: self.rt,
@@ -317,6 +314,13 @@ impl Connection {
     }
 }
 
+impl Drop for Connection {
+    /// Nobody will send anything more, so its task, which has a handle of its own, ends with what is under way.
+    fn drop(&mut self) {
+        self.drain();
+    }
+}
+
 impl std::fmt::Debug for Connection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Connection")
@@ -342,11 +346,6 @@ impl Commands {
 }
 
 impl Sent {
-    /// Bytes that had come when it was sent.
-    pub(crate) fn heard(&self) -> u64 {
-        self.heard
-    }
-
     /// The answers, one for each command.
     pub(crate) async fn answers(&mut self) -> RedisResult<Vec<Value>> {
         poll_fn(|context| {

@@ -32,8 +32,10 @@ pub(crate) struct Login {
 pub(crate) enum Mode {
     /// One primary with all keys.
     Standalone,
-    /// A node of a cluster.
+    /// A node of a cluster, and a primary.
     Cluster,
+    /// A node of a cluster that is asked about the cluster and nothing else, so that it may be a replica.
+    Seed,
 }
 
 /// What a server that we can work with said.
@@ -117,7 +119,10 @@ impl Login {
         let run_id = about
             .field("run_id")
             .ok_or_else(|| foreign(server, "no run_id"))?;
-        let history = primary(server, &replication)?;
+        let history = match mode {
+            Mode::Standalone | Mode::Cluster => primary(server, &replication)?,
+            Mode::Seed => replication.field("master_replid").unwrap_or_default(),
+        };
         Ok(Identity {
             version,
             incarnation: incarnation(run_id, history),
@@ -231,7 +236,7 @@ fn check_mode(server: &str, expected: Mode, mode: Option<&str>) -> Result<()> {
         (Some("cluster"), Mode::Standalone) => {
             "is a node of a cluster; write redis+cluster:// for all of it"
         }
-        (Some("standalone"), Mode::Cluster) => {
+        (Some("standalone"), Mode::Cluster | Mode::Seed) => {
             "isn't a node of a cluster; write redis:// for a server of its own"
         }
         _ => return Ok(()),

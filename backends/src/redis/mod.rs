@@ -3,12 +3,14 @@
 //! From the bytes up: `frame` is what an entry looks like in the store, `script` what is compared and done in one step,
 //! `reply` what error replies mean, `identity` a connection's first exchange, `connection` one socket and the very server
 //! behind it, `node` the connections and the health of one server, `batch` cuts a call to one server into exchanges, and
-//! this file is the store on a server of its own. `docs/redis.md` says what restarts, failovers and partitions cost.
+//! this file is the store on a server of its own. A cluster is several such servers: `slots` says which has a key, `topology`
+//! keeps that up to date, and `cluster` is the store. `docs/redis.md` says what restarts, failovers and partitions cost.
 //!
 //! What it isn't: it never reads from replicas, asks no Sentinel, and doesn't use the crate's connection manager, since what
 //! reconnects without a word can't tell a server from the one that was there before.
 
 mod batch;
+mod cluster;
 mod config;
 mod connection;
 mod frame;
@@ -16,6 +18,8 @@ mod identity;
 mod node;
 mod reply;
 mod script;
+mod slots;
+mod topology;
 
 use std::fmt;
 use std::sync::Arc;
@@ -34,6 +38,7 @@ use node::Node;
 
 use crate::transport::{Sockets, Transport};
 
+pub use cluster::RedisCluster;
 pub use config::RedisConfig;
 
 /// A Redis or Valkey server of its own: a primary, with or without replicas.

@@ -31,7 +31,7 @@ pub(crate) struct Node {
     me: Weak<Self>,
     /// Its canonical address.
     pub(crate) name: Arc<str>,
-    address: Address,
+    pub(crate) address: Address,
     pub(crate) config: Arc<RedisConfig>,
     mode: Mode,
     login: Arc<Login>,
@@ -307,11 +307,6 @@ impl Node {
         });
     }
 
-    /// The error of every call while the server is taken for down.
-    pub(crate) fn down(&self) -> Option<Error> {
-        self.health.is_down().then(|| self.down_error())
-    }
-
     fn down_error(&self) -> Error {
         self.mind_probe(Health::usual_pause());
         self.health.down_error()
@@ -347,6 +342,29 @@ impl Node {
             connection.identity.version.clone(),
             self.rt.now().duration_since(start),
         ))
+    }
+
+    /// Asks it something about itself.
+    pub(crate) async fn ask(&self, question: Cmd, what: &str) -> Result<redis::Value> {
+        let patience = self.config.connect_timeout;
+        let connection = self.connected(Lane::Single(0)).await?;
+        let sent = connection.send(Commands::One(question), false).await;
+        let mut sent = sent.map_err(|_| self.health.last_error())?;
+        let answered = self.rt.timeout(patience, sent.answers()).await;
+        let answers = answered
+            .ok_or_else(|| self.late(what, patience))?
+            .map_err(|error| connection.lost(&error))?;
+        match answers.into_iter().next() {
+            Some(redis::Value::ServerError(error)) => {
+                Err(super::reply::error(&self.name, what, &error))
+            }
+            answer => Ok(answer.unwrap_or(redis::Value::Nil)),
+        }
+    }
+
+    /// Whether a question would find a connection.
+    pub(crate) fn is_up(&self) -> bool {
+        !self.health.is_down() && self.live(Lane::Single(0)).is_some()
     }
 
     /// Asks it now.

@@ -13,6 +13,56 @@
 use larder_core::{Error, ErrorKind};
 use redis::ServerError;
 
+use crate::transport::Address;
+
+/// Where a node of a cluster sends us for a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Redirect {
+    pub(crate) to: Address,
+    /// For this one question alone, which `ASKING` has to precede, since the slot is on its way there (`ASK`); otherwise for
+    /// good (`MOVED`).
+    pub(crate) asking: bool,
+}
+
+impl Redirect {
+    /// What this reply of the node at `asked` says: `MOVED 3999 10.0.0.6:6379`.
+    pub(super) fn of(error: &ServerError, asked: &Address) -> Option<Self> {
+        let asking = match error.code() {
+            "MOVED" => false,
+            "ASK" => true,
+            _ => return None,
+        };
+        let (_, place) = error.details()?.trim().split_once(' ')?;
+        let (host, port) = place.rsplit_once(':')?;
+        let to = announced(host, port.parse().ok()?, asked)?;
+        Some(Self { to, asking })
+    }
+
+    /// For a key that is sent to and fro.
+    pub(crate) fn error(&self) -> Error {
+        Error::new(
+            ErrorKind::Unavailable,
+            format!(
+                "redis {}: doesn't have the key, and nor has any node that says who has it; its slot is being moved, or the \
+                 cluster's nodes disagree",
+                self.to
+            ),
+        )
+    }
+}
+
+/// The address of a node as the node at `asked` announces it. One without a name is reached by the name that was asked.
+pub(super) fn announced(host: &str, port: u16, asked: &Address) -> Option<Address> {
+    let host = match (host, asked) {
+        ("" | "?", Address::Tcp { host, .. }) => host,
+        _ => host,
+    };
+    match Address::parse_of("redis", port, host) {
+        Ok(address @ Address::Tcp { .. }) if port != 0 => Some(address),
+        _ => None,
+    }
+}
+
 /// Whether the connection is of no more use after this.
 pub(super) fn ends_connection(error: &ServerError) -> bool {
     matches!(error.code(), "READONLY" | "NOAUTH" | "WRONGPASS")
@@ -77,4 +127,28 @@ pub(crate) fn error(server: &str, what: &str, error: &ServerError) -> Error {
         kind,
         format!("redis {server}: refused a {what}, since {why}"),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(host: &str, port: u16, expected: impl Into<Option<&'static str>>) {
+        let asked = Address::parse_of("redis", 6379, "cache-1").unwrap();
+        let address = announced(host, port, &asked).map(|address| address.to_string());
+        assert_eq!(address.as_deref(), expected.into());
+    }
+
+    #[test]
+    fn nodes_are_reached_where_the_cluster_says() {
+        check("10.0.0.6", 6379, "10.0.0.6:6379");
+        check("fe80::2", 7000, "[fe80::2]:7000");
+        check("Node-2.example.com", 7000, "node-2.example.com:7000");
+        check("", 7001, "cache-1:7001");
+        check("?", 7001, "cache-1:7001");
+        check("10.0.0.6", 0, None);
+        check("a b", 7000, None);
+        check("/tmp/redis.sock", 7000, None);
+    }
 }

@@ -231,8 +231,8 @@ impl Case {
             Self::Singles(_) => &["-c", "4096"],
             // With several threads it would be luck whether the two share one.
             Self::Neighbour(_) => &["-t", "1"],
-            // So that fifty of them fit on one machine.
-            Self::Pool(_) | Self::Stopped(_) => &["-m", "8", "-t", "1"],
+            // So that fifty of them fit on one machine, a quarter of which their housekeeping would take otherwise.
+            Self::Pool(_) | Self::Stopped(_) => &["-m", "8", "-t", "1", "-o", "no_lru_maintainer"],
             _ => &[],
         }
     }

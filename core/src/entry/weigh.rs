@@ -1,8 +1,8 @@
 //! What a value takes in memory, estimated from what serde shows of it.
 //!
 //! Serde doesn't say what is inline and what is on the heap, so this follows how the usual types are made: texts and
-//! lists own one allocation, maps one per table, everything else is inline. A `Box` counts as inline, and what a type
-//! skips isn't seen.
+//! lists own one allocation, maps one per table, everything else is inline. A `Box` counts as inline, so that a tree of
+//! boxes is seen as one large value, and what a type skips isn't seen.
 
 use std::fmt;
 
@@ -22,15 +22,21 @@ const LIST: usize = size_of::<Vec<u8>>();
 const MAP: usize = 48;
 const SLACK: usize = 2;
 
-/// About how many bytes a value owns on the heap, from its serialized form; 0 if it refuses to be serialized.
+/// About how many bytes a value owns beside the `size` of its type, from its serialized form; more than there may be if
+/// it refuses to be serialized.
 ///
 /// ```
-/// let owned = larder_core::entry::owned_bytes(&vec!["a".repeat(100), "b".repeat(100)]);
+/// use larder_core::entry::owned_bytes;
+///
+/// let texts = vec!["a".repeat(100), "b".repeat(100)];
+/// let owned = owned_bytes(&texts, size_of_val(&texts));
 /// assert!((250..350).contains(&owned), "{owned}");
-/// assert_eq!(larder_core::entry::owned_bytes(&(7_u64, true)), 0);
+/// assert_eq!(owned_bytes(&(7_u64, true), size_of::<(u64, bool)>()), 0);
 /// ```
-pub fn owned_bytes<T: Serialize + ?Sized>(value: &T) -> usize {
-    value.serialize(Scale).map_or(0, |weight| weight.heap)
+pub fn owned_bytes<T: Serialize + ?Sized>(value: &T, size: usize) -> usize {
+    // What doesn't fit into the type is behind a `Box`.
+    let owned = |weight: Weight| weight.heap + weight.inline.saturating_sub(size);
+    value.serialize(Scale).map_or(usize::MAX, owned)
 }
 
 /// The bytes of a part of a value: inside of what holds it, and on the heap.
@@ -321,8 +327,8 @@ mod tests {
 
     /// The estimate is within these bounds of what the allocator would be asked for.
     #[track_caller]
-    fn check(value: &impl Serialize, asked_for: usize) {
-        let owned = owned_bytes(value);
+    fn check<T: Serialize>(value: &T, asked_for: usize) {
+        let owned = owned_bytes(value, size_of::<T>());
         let (least, most) = (asked_for * 3 / 4, asked_for * 2 + 2 * ALLOCATION);
         assert!((least..=most).contains(&owned), "{owned} for {asked_for}");
     }
@@ -348,13 +354,35 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_serialized_weighs_nothing() {
+    fn what_is_behind_boxes_is_seen() {
+        #[derive(Serialize)]
+        enum Tree {
+            Leaf(u64),
+            Node(Box<Self>, Box<Self>),
+        }
+        fn tree(depth: u32) -> Tree {
+            match depth {
+                0 => Tree::Leaf(7),
+                _ => Tree::Node(tree(depth - 1).into(), tree(depth - 1).into()),
+            }
+        }
+        let boxes = (2 << 10) - 2;
+        check(&tree(10), boxes * size_of::<Tree>() / 2);
+        let chain = (0..1_000).fold(Tree::Leaf(7), |tail, _| {
+            Tree::Node(Tree::Leaf(7).into(), tail.into())
+        });
+        assert!(owned_bytes(&chain, size_of::<Tree>()) > 16_000);
+        check(&Box::new([7_u64; 32]), 256);
+    }
+
+    #[test]
+    fn what_cannot_be_serialized_weighs_too_much() {
         struct Broken;
         impl Serialize for Broken {
             fn serialize<S: Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
                 Err(serde::ser::Error::custom("broken"))
             }
         }
-        assert_eq!(owned_bytes(&vec![Broken]), 0);
+        assert_eq!(owned_bytes(&vec![Broken], size_of::<Vec<Broken>>()), 0);
     }
 }

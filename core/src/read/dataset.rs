@@ -190,9 +190,12 @@ pub trait Form<V>: 'static {
 
     /// About how many bytes a value takes in memory, with all that it owns: what a tier's budget counts.
     ///
-    /// By default it is estimated from the stored form, which takes about as long as encoding it.
+    /// By default it is estimated from the stored form, which takes about as long as encoding it; what has none, isn't
+    /// kept.
     fn bytes(value: &V) -> usize {
-        size_of::<V>() + Self::to_stored(value).map_or(0, |stored| owned_bytes(&stored))
+        let size = size_of::<V>();
+        let owned = Self::to_stored(value).map_or(usize::MAX, |stored| owned_bytes(&stored, size));
+        size.saturating_add(owned)
     }
 }
 

@@ -13,7 +13,7 @@ use super::flight::Ticket;
 use super::load::{self, Order};
 use super::memo::{self, Memo};
 use super::{
-    Answer, Batch, Cache, Changing, Dataset, DeployImmutable, DeployTier, Direct, Form, Immutable,
+    Answer, Batch, Cache, Changing, Dataset, DeployImmutable, DeployTier, Form, Immutable,
     Lifetime, LoadError, Reader, ReaderOf, Route, Source, Tier,
 };
 use crate::Instant;
@@ -69,13 +69,7 @@ pub async fn get<'a, D: Dataset>(
     reader: impl ReaderOf<'a, D::Source, D::Tier>,
     key: &D::Key,
 ) -> Result<Option<Answer<D>>, LoadError<D::Error>> {
-    match reader.route() {
-        Route::Cached(cache) => match memo::kept::<D>(cache, key) {
-            Some(value) => Ok(value),
-            None => read_one::<D>(cache, key, Way::Through).await,
-        },
-        Route::Direct(conn) => read_one::<D>(Direct(conn), key, Way::Through).await,
-    }
+    read_one::<D>(reader, key, Way::Through).await
 }
 
 /// The values of these keys: one exchange with the store per server, one call of the loader for what it hasn't, one
@@ -105,20 +99,7 @@ pub async fn get_many<'a, D: Dataset>(
     let mut batch = Batch::of(keys.into_iter());
     match reader.route() {
         _ if batch.is_empty() => {}
-        Route::Cached(cache) => {
-            if let Some(memo) = Memo::recall::<D>(cache, &mut batch, Way::Through) {
-                let span = tracing::debug_span!(
-                    "larder.get_many",
-                    accessor = D::NAME,
-                    keys = batch.values.len(),
-                    hits = tracing::field::Empty
-                );
-                Fetch::<D, _>::new(cache, &mut batch, memo, span.clone())
-                    .run(Way::Through)
-                    .instrument(span)
-                    .await?;
-            }
-        }
+        Route::Cached(cache) => read_many::<D>(cache, &mut batch).await?,
         Route::Direct(conn) => load_directly::<D>(conn, &mut batch).await?,
     }
     Ok(batch)
@@ -151,6 +132,25 @@ pub async fn refresh<'a, D: Dataset<Tier: Changing>>(
     read_one::<D>(reader, key, Way::Refresh).await
 }
 
+async fn read_many<D: Dataset>(
+    cache: &Cache<D::Source>,
+    batch: &mut Batch<D::Key, Answer<D>>,
+) -> Result<(), LoadError<D::Error>> {
+    let Some(memo) = Memo::recall::<D>(cache, batch, Way::Through) else {
+        return Ok(());
+    };
+    let span = tracing::debug_span!(
+        "larder.get_many",
+        accessor = D::NAME,
+        keys = batch.values.len(),
+        hits = tracing::field::Empty
+    );
+    Fetch::<D, _>::new(cache, batch, memo, span.clone())
+        .run(Way::Through)
+        .instrument(span)
+        .await
+}
+
 async fn read_one<'a, D: Dataset>(
     reader: impl Reader<'a, D::Source>,
     key: &D::Key,
@@ -159,6 +159,11 @@ async fn read_one<'a, D: Dataset>(
     let mut one = One::<D> { key, value: None };
     match reader.route() {
         Route::Cached(cache) => {
+            if way == Way::Through
+                && let Some(value) = memo::kept::<D>(cache, key)
+            {
+                return Ok(value);
+            }
             if let Some(memo) = Memo::recall::<D>(cache, &mut one, way) {
                 let span = match way {
                     Way::Through => tracing::debug_span!(
@@ -180,7 +185,7 @@ async fn read_one<'a, D: Dataset>(
 }
 
 /// Has the values of these keys built, in a task that doesn't keep the cache alive.
-pub(super) fn warm_apart<D>(cache: &Cache<D::Source>, keys: Vec<D::Key>)
+pub(super) fn warm_apart<D>(cache: &Cache<D::Source>, mut keys: Vec<D::Key>)
 where
     D: Dataset<Tier = DeployTier, Value: DeployImmutable>,
 {
@@ -193,12 +198,22 @@ where
                 tally: None,
                 scope: None,
             };
-            match get_many::<D>(&cache, &keys).await {
-                Ok(_) | Err(LoadError::Closed { .. }) => return,
-                Err(error) => {
-                    tracing::warn!(accessor = D::NAME, %error, "warming failed, and is tried again");
+            // One by one, so that none waits for another, or fails with it.
+            let mut failed = Vec::new();
+            for key in keys {
+                match get::<D>(&cache, &key).await {
+                    Ok(_) => {}
+                    Err(LoadError::Closed { .. }) => return,
+                    Err(error) => {
+                        tracing::warn!(accessor = D::NAME, %error, "warming failed, and is tried again");
+                        failed.push(key);
+                    }
                 }
             }
+            if failed.is_empty() {
+                return;
+            }
+            keys = failed;
             drop(cache);
             rt.sleep(WARM_AGAIN).await;
         }
@@ -211,16 +226,21 @@ where
 
 /// Has the store hold the values of these keys, through the loader: 2,000 keys at a time, one load at once.
 ///
+/// What the deploy tier has already isn't asked for; for what only it keeps, see
+/// [`CacheBuilder::warm`](super::CacheBuilder::warm).
+///
 /// # Errors
 ///
 /// Those of the loads; the keys before the one that failed are stored.
-pub async fn warm<'a, D: Dataset>(
-    reader: impl ReaderOf<'a, D::Source, D::Tier> + Copy,
+pub async fn warm<D: Dataset>(
+    cache: &Cache<D::Source>,
     keys: impl IntoIterator<Item = impl Borrow<D::Key>> + Send,
 ) -> Result<(), LoadError<D::Error>> {
+    // Not for a request, which may have kept what the store has lost.
+    let cache = cache.without_scope();
     let keys: Vec<D::Key> = keys.into_iter().map(|key| key.borrow().clone()).collect();
     for chunk in keys.chunks(WINDOW) {
-        get_many::<D>(reader, chunk).await?;
+        read_many::<D>(&cache, &mut Batch::of(chunk.iter())).await?;
     }
     Ok(())
 }
@@ -253,6 +273,10 @@ pub async fn prime<D: Immutable>(
         assert!(
             matches!(D::LIFETIME, Lifetime::Immutable),
             "this data set is marked `Immutable`, but its LIFETIME isn't"
+        );
+        assert!(
+            D::Form::STORED,
+            "values of `type Form = Unstored` aren't stored, so there is nothing to prime"
         );
     }
     let accessor = cache.accessor::<D>();
@@ -483,7 +507,8 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
             }
         }
         self.finish().await?;
-        self.memo.keep(self.cache, &*self.accessor, &*self.asked);
+        self.memo
+            .keep(self.cache, &*self.accessor, &mut *self.asked, way);
         Ok(())
     }
 
@@ -658,7 +683,10 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
         match self.accessor.open(key, entry, now) {
             Opened::Value(value) => {
                 self.hits += 1;
-                self.asked.set(position, Some(D::Tier::hold(value)));
+                let value = D::Tier::hold(value);
+                self.memo
+                    .keep_stored(self.cache, &*self.accessor, key, &value);
+                self.asked.set(position, Some(value));
             }
             Opened::Absent => {
                 self.absent += 1;

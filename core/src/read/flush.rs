@@ -37,6 +37,9 @@ impl<S: Source> Cache<S> {
         accessor.flights.detach(&keys);
         let own = Own::drop_from::<D>(self, &keys);
         if !D::Form::STORED {
+            if let Some(own) = own {
+                own.drop_again(None);
+            }
             return Ok(());
         }
         let unsettled = self.tally.as_ref().map(|tally| tally.unsettled());
@@ -45,7 +48,6 @@ impl<S: Source> Cache<S> {
         let keys: Arc<[D::Key]> = keys.into();
         let task = self.shared.tasks.track_future({
             let keys = Arc::clone(&keys);
-            let own = own.clone();
             async move {
                 let _unsettled = unsettled;
                 let flushed = delete(&accessor, &keys, &targets, trips).await;
@@ -62,18 +64,14 @@ impl<S: Source> Cache<S> {
             };
             let wire = wire_keys::<D>(self.prefix(), &keys);
             let readable = wire.iter().map(|key| key.without_prefix().to_owned());
-            let error = FlushError {
+            Err(FlushError {
                 accessor: D::NAME,
                 keys: readable.collect(),
                 cause: Error::new(
                     ErrorKind::Unavailable,
                     format!("the flush of `{}` {what}", D::NAME),
                 ),
-            };
-            if let Some(own) = own {
-                own.drop_again(Some(&error));
-            }
-            Err(error)
+            })
         })
     }
 }
@@ -81,8 +79,8 @@ impl<S: Source> Cache<S> {
 /// What the request that flushes keeps of the flushed keys.
 ///
 /// It is dropped before the deletes, since the request has written, and again after them: in between, the request may
-/// have read and kept what the store still had. A flush that outlives its request doesn't keep it.
-#[derive(Clone)]
+/// have read and kept what the store still had. A flush that outlives its request doesn't keep it; one that is cut off
+/// has confirmed nothing.
 struct Own {
     scope: Weak<dyn Scope>,
     wire: Keys,
@@ -103,18 +101,29 @@ impl Own {
     }
 
     /// What wasn't confirmed may be old in the store, so that the request reads it from the source from now on.
-    fn drop_again(&self, unconfirmed: Option<&FlushError>) {
+    fn drop_again(mut self, unconfirmed: Option<&FlushError>) {
+        let wire = std::mem::take(&mut self.wire);
         let Some(scope) = self.scope.upgrade() else {
             return;
         };
         let Some(error) = unconfirmed else {
-            return scope.forget(&self.wire);
+            return scope.forget(&wire);
         };
         let unconfirmed: HashSet<&str> = error.keys.iter().map(String::as_str).collect();
-        let (old, dropped): (Vec<usize>, Vec<usize>) = (0..self.wire.len())
-            .partition(|&index| unconfirmed.contains(self.wire.get(index).without_prefix()));
-        scope.forget(&self.wire.select(dropped));
-        scope.distrust(&self.wire.select(old));
+        let (old, dropped): (Vec<usize>, Vec<usize>) = (0..wire.len())
+            .partition(|&index| unconfirmed.contains(wire.get(index).without_prefix()));
+        scope.forget(&wire.select(dropped));
+        scope.distrust(&wire.select(old));
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        if let Some(scope) = self.scope.upgrade()
+            && !self.wire.is_empty()
+        {
+            scope.distrust(&self.wire);
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::any::TypeId;
 
 use super::accessor::{Accessor, Only};
 use super::fetch::{Asked, Positions, Way};
-use super::{Answer, Cache, Dataset, Form, Kept, Mark, Recall, Scope, SharedValue, Tier, TierKind};
+use super::{Answer, Cache, Dataset, Kept, Mark, Recall, Scope, SharedValue, Tier, TierKind};
 use crate::contract::{Key, Keys};
 use crate::stats::AccessorCounters;
 
@@ -28,7 +28,8 @@ struct Open<'f> {
     distrusted: Positions,
 }
 
-/// What the tier has of one key that is read through: the way of a hit, without what a read of many takes along.
+/// What the tier has of one key that is read through, `None` if it has to be asked for: the way of a hit, without all
+/// that other reads take along.
 pub(super) fn kept<D: Dataset>(
     cache: &Cache<D::Source>,
     key: &D::Key,
@@ -42,9 +43,8 @@ pub(super) fn kept<D: Dataset>(
         None => {
             let mut wire = Keys::new();
             wire.push(cache.prefix(), D::NAME, key).ok()?;
-            match cache.scope_of(accessor)?.get(wire.get(0)) {
-                Recall::Kept(None) => None,
-                Recall::Kept(Some(value)) => Some(D::Tier::recall(value)?),
+            match recall::<D>(cache.scope_of(accessor)?, wire.get(0)) {
+                Recall::Kept(value) => value,
                 Recall::Unknown(_) | Recall::Distrusted => return None,
             }
         }
@@ -162,40 +162,62 @@ impl<'f> Memo<'f> {
         self.open.as_ref().map_or(&[], |open| &open.distrusted)
     }
 
-    /// Puts what was read into the tier.
+    /// Puts what was read into the request's tier; what the deploy tier keeps, it has been given as it came.
     pub(super) fn keep<D: Dataset>(
         &self,
         cache: &Cache<D::Source>,
         accessor: &Accessor<D>,
-        asked: &impl Asked<D>,
+        asked: &mut impl Asked<D>,
+        way: Way,
     ) {
         let Some(open) = &self.open else { return };
-        if D::Tier::KIND == TierKind::Deploy && !D::Form::STORED {
-            // The load has put it.
+        if D::Tier::KIND == TierKind::Deploy {
             return;
         }
         for (key, &position) in open.wire.iter().zip(&open.positions) {
-            put(
-                cache,
-                accessor,
-                open.scope,
-                key,
-                open.mark,
-                asked.value(position),
-            );
+            let value = asked.value(position);
+            let Kept::Other(other) = put(cache, accessor, open.scope, key, open.mark, value) else {
+                continue;
+            };
+            if way == Way::Refresh {
+                // It may be what the store had before.
+                open.scope.forget(&open.wire);
+            } else if let Some(value) = adopt::<D>(other) {
+                asked.set(position, value);
+            }
         }
+    }
+
+    /// Puts into the deploy tier what the store had.
+    pub(super) fn keep_stored<D: Dataset>(
+        &self,
+        cache: &Cache<D::Source>,
+        accessor: &Accessor<D>,
+        key: Key<'_>,
+        value: &Answer<D>,
+    ) {
+        if let Some(open) = &self.open
+            && D::Tier::KIND == TierKind::Deploy
+        {
+            put(cache, accessor, open.scope, key, open.mark, Some(value));
+        }
+    }
+}
+
+/// What a scope keeps, as the data set's readers get it; `None` if it is another data set's, of a cache that shares the
+/// scope.
+fn adopt<D: Dataset>(kept: Option<SharedValue>) -> Option<Option<Answer<D>>> {
+    match kept {
+        None => Some(None),
+        Some(shared) => D::Tier::recall(shared).map(Some),
     }
 }
 
 /// What the scope has of this key, as the data set's readers get it.
 pub(super) fn recall<D: Dataset>(scope: &dyn Scope, key: Key<'_>) -> Recall<Answer<D>> {
     match scope.get(key) {
-        Recall::Kept(None) => Recall::Kept(None),
-        Recall::Kept(Some(shared)) => match D::Tier::recall(shared) {
-            Some(value) => Recall::Kept(Some(value)),
-            // Another data set's, of a cache that shares the scope: the earliest mark there is.
-            None => Recall::Unknown(Mark(0)),
-        },
+        // The earliest mark there is, where it is another data set's.
+        Recall::Kept(kept) => adopt::<D>(kept).map_or(Recall::Unknown(Mark(0)), Recall::Kept),
         Recall::Unknown(mark) => Recall::Unknown(mark),
         Recall::Distrusted => Recall::Distrusted,
     }
@@ -221,10 +243,10 @@ pub(super) fn put<D: Dataset>(
     key: Key<'_>,
     mark: Mark,
     value: Option<&Answer<D>>,
-) {
+) -> Kept {
     if D::Tier::KIND == TierKind::Deploy && value.is_none() {
         // What never changes may still come to be: its absence isn't remembered.
-        return;
+        return Kept::TooLate;
     }
     let bytes = value.map_or(0, Accessor::<D>::weigh);
     if let Some(value) = value
@@ -232,11 +254,12 @@ pub(super) fn put<D: Dataset>(
         && TypeId::of::<D::Key>() == TypeId::of::<()>()
         && keep_only(cache, accessor, value, bytes)
     {
-        return;
+        return Kept::Kept;
     }
     let shared: Option<SharedValue> = value.and_then(D::Tier::share);
-    match scope.put(key, mark, shared, bytes) {
-        Kept::Kept => {}
+    let kept = scope.put(key, mark, shared, bytes);
+    match kept {
+        Kept::Kept | Kept::Other(_) => {}
         Kept::TooLate => accessor.counters.tier_too_late.add(1),
         Kept::NoRoom => {
             accessor.counters.tier_refused.add(1);
@@ -250,6 +273,7 @@ pub(super) fn put<D: Dataset>(
             }
         }
     }
+    kept
 }
 
 /// Keeps the one value of a data set without arguments in its accessor, where no key leads to it; false if there is no

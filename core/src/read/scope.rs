@@ -55,14 +55,28 @@ pub enum Recall<V = SharedValue> {
 pub struct Mark(pub u64);
 
 /// What became of a value that was put.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Kept {
     /// It is kept.
     Kept,
+    /// This one is kept, which another read of the scope put before. Who put this one answers with that, or a key would
+    /// be read once new and then old again.
+    Other(Option<SharedValue>),
     /// Its key was dropped since its read began, or the scope has ended.
     TooLate,
     /// There is no room for it.
     NoRoom,
+}
+
+/// Others are equal if they are the very same value.
+impl PartialEq for Kept {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Other(Some(one)), Self::Other(Some(other))) => Arc::ptr_eq(one, other),
+            (Self::Other(one), Self::Other(other)) => one.is_none() && other.is_none(),
+            _ => std::mem::discriminant(self) == std::mem::discriminant(other),
+        }
+    }
 }
 
 /// What makes the scopes of a cache, within one budget: its in-process tiers.

@@ -70,7 +70,7 @@ pub enum NoTier {}
 /// Values are kept for the rest of the request that read them, and shared by its readers: they get `Arc<Value>`.
 ///
 /// Such a data set is read with a [`ScopedReader`](super::ScopedReader): a request, or a transaction's connection. Within
-/// a request a key is as fresh as its first read.
+/// a request a key is as fresh as its first read, whatever its TTL.
 #[derive(Debug)]
 pub enum RequestTier {}
 
@@ -79,6 +79,10 @@ pub enum RequestTier {}
 /// For what is expensive to build and can't change while this code runs: a source map, compiled templates. The value's
 /// type says so by [`DeployImmutable`], and the data set's [`LIFETIME`](super::Dataset::LIFETIME) is
 /// [`Lifetime::Immutable`](super::Lifetime::Immutable).
+///
+/// A data set of this tier that is stored as well is shared with every process of the prefix, so that each release needs a
+/// prefix of its own. A loader that itself reads another value of this tier shares no build, so that two loaders that need
+/// the same one at once build it twice.
 #[derive(Debug)]
 pub enum DeployTier {}
 

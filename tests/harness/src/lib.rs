@@ -4,6 +4,7 @@ pub mod fake;
 pub mod proxy;
 pub mod raw;
 pub mod redis;
+pub mod redis_cluster;
 mod redis_raw;
 pub mod sasl;
 pub mod server;

@@ -40,6 +40,7 @@ const PORTS: std::ops::Range<u16> = 10_000..22_000;
 #[derive(Debug)]
 pub struct RedisServer {
     process: Child,
+    is_killed: bool,
     endpoint: Endpoint,
     arguments: Vec<String>,
     /// Holds the socket, the log and what the server saves; removed after the process is gone.
@@ -87,6 +88,7 @@ impl RedisServer {
             let process = endpoint.spawn(directory.path(), &arguments);
             let mut server = Self {
                 process,
+                is_killed: false,
                 endpoint,
                 arguments,
                 directory,
@@ -140,6 +142,12 @@ impl RedisServer {
         // Both fail only if it is gone already.
         let _ = self.process.kill();
         let _ = self.process.wait();
+        self.is_killed = true;
+    }
+
+    /// Whether it wasn't killed, or was started again since.
+    pub fn is_running(&self) -> bool {
+        !self.is_killed
     }
 
     /// Kills it if it runs, and starts another at the same address, in the same directory and with the same arguments.
@@ -156,6 +164,7 @@ impl RedisServer {
             let _ = std::fs::remove_file(path);
         }
         self.process = self.endpoint.spawn(self.directory.path(), &self.arguments);
+        self.is_killed = false;
         if let Err(said) = self.wait_until_it_answers() {
             panic!("{said}");
         }

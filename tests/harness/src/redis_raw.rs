@@ -44,7 +44,7 @@ pub enum Reply {
     /// Nothing.
     Nil,
     /// Several of these.
-    List(Vec<Reply>),
+    List(Vec<Self>),
 }
 
 impl RawRedis {

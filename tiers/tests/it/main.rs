@@ -6,6 +6,7 @@
 
 mod budget;
 mod config;
+mod edges;
 mod extract;
 mod layer;
 mod model;

@@ -7,7 +7,7 @@ use larder_core::{Kept, Mark, Recall, Scopes as _};
 use larder_tiers::{Tiers, TiersConfig};
 use proptest::prelude::*;
 
-use super::support::{Found, ScopeExt as _, keys, value};
+use super::support::{Found, ScopeExt as _, keys, number, value};
 
 const KEYS: [&str; 4] = ["a", "b", "c", "d"];
 const MAX_AGE: Duration = Duration::from_secs(30);
@@ -55,23 +55,24 @@ impl Model {
     }
 
     fn find(&self, key: usize) -> Found {
-        match self.fresh(key) {
-            _ if self.ended => Found::Nothing,
+        match self.fresh(key).filter(|_| !self.ended) {
             Some(value) => Found::Value(value),
             None if self.distrusted.contains(&key) => Found::Distrusted,
             None => Found::Nothing,
         }
     }
 
-    fn put(&mut self, key: usize, read_at: usize, value: u64) -> Kept {
+    /// What is said of a value that is put, and the number of the one that is there instead.
+    fn put(&mut self, key: usize, read_at: usize, value: u64) -> (Kept, Option<u64>) {
         let too_late = self.dropped.get(&key).is_some_and(|at| *at > read_at);
         if self.ended || too_late || self.distrusted.contains(&key) {
-            return Kept::TooLate;
+            return (Kept::TooLate, None);
         }
-        if self.fresh(key).is_none() {
-            self.kept.insert(key, (value, self.seconds));
+        if let Some(other) = self.fresh(key) {
+            return (Kept::Other(None), Some(other));
         }
-        Kept::Kept
+        self.kept.insert(key, (value, self.seconds));
+        (Kept::Kept, None)
     }
 
     fn forget(&mut self, key: usize, now: usize) {
@@ -104,10 +105,14 @@ async fn follow(steps: Vec<Step>) -> Result<(), TestCaseError> {
                     marks.push((now, mark));
                 }
             }
-            Step::Put(key, mark, number) => {
+            Step::Put(key, mark, put) => {
                 let (read_at, mark) = *mark.get(&marks);
-                let kept = scope.put(texts(&[key]).get(0), mark, value(number), 8);
-                prop_assert_eq!(kept, model.put(key, read_at, number));
+                let kept = scope.put(texts(&[key]).get(0), mark, value(put), 8);
+                let said = match kept {
+                    Kept::Other(Some(other)) => (Kept::Other(None), Some(number(&other))),
+                    kept => (kept, None),
+                };
+                prop_assert_eq!(said, model.put(key, read_at, put));
             }
             Step::Forget(picked) => {
                 scope.forget(&texts(&picked));

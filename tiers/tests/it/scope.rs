@@ -34,7 +34,7 @@ fn the_first_of_two_values_stays() {
     let (tiers, scope) = request();
     let mark = scope.mark("a");
     assert_eq!(scope.keep("a", mark, 1), Kept::Kept);
-    assert_eq!(scope.keep("a", mark, 2), Kept::Kept);
+    assert!(matches!(scope.keep("a", mark, 2), Kept::Other(Some(_))));
     assert_eq!(scope.find("a"), Found::Value(1));
     assert_eq!(tiers.stats().request.entries, 1);
 }
@@ -266,4 +266,16 @@ async fn values_grow_too_old_for_a_request() {
     assert_eq!(scope.find("a"), Found::Value(3));
     assert_eq!(scope.find("b"), Found::Nothing);
     assert_eq!(tiers.stats().request.entries, 2);
+}
+
+#[test]
+fn what_is_distrusted_remains_so_after_the_end() {
+    let (_tiers, scope) = request();
+    scope.keep_now("a", 1);
+    scope.distrust(&keys(&["a"]));
+    scope.end();
+    assert_eq!(scope.find("a"), Found::Distrusted);
+    scope.distrust(&keys(&["b"]));
+    assert_eq!(scope.find("b"), Found::Distrusted);
+    assert_eq!(scope.find("c"), Found::Nothing);
 }

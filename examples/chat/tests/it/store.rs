@@ -219,6 +219,13 @@ async fn killing_and_hanging_the_store_fails_no_request() {
     changed.expect(200);
     let stats = chat.get("/stats").await.expect(200);
     assert_eq!(stats["servers"][0]["up"], false);
+    let health = &stats["backend"]["servers"][0];
+    assert_eq!(health["state"], "down");
+    for counted in ["times_down", "bytes_in", "bytes_out"] {
+        assert!(health[counted].as_u64() > Some(0), "{counted}: {health}");
+    }
+    let error = health["last_error"].as_str().unwrap();
+    assert!(error.contains(&server.address()), "{error}");
     chat.get("/healthz").await.expect(200);
 
     server.resume();
@@ -234,4 +241,8 @@ async fn killing_and_hanging_the_store_fails_no_request() {
         served.is_ok(),
         "the store is back and nothing is served from it"
     );
+    let stats = chat.get("/stats").await.expect(200);
+    let health = &stats["backend"]["servers"][0];
+    assert_eq!(health["state"], "up");
+    assert!(health["reconnects"].as_u64() > Some(0), "{health}");
 }
