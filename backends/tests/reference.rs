@@ -179,8 +179,9 @@ fn keys_of_every_store_are_shown() {
 #[test]
 fn every_key_says_what_one_would_change_it_for() {
     // Said once, with the first table.
-    let once =
-        |shown: &Shown| ["sasl", "redis"].contains(&shown.table) && GENERAL.contains(&shown.key);
+    let once = |shown: &Shown| {
+        ["sasl", "redis", "cluster"].contains(&shown.table) && GENERAL.contains(&shown.key)
+    };
     for shown in shown().into_iter().filter(|shown| !once(shown)) {
         let advised = ["Raise it", "Lower it", "Set it", "Change it"];
         let is_advised = advised.iter().any(|word| shown.advice().contains(word));
@@ -230,4 +231,14 @@ fn a_build_without_tls_says_what_is_missing() {
         .open(&table("cache"), Rt::new())
         .unwrap_err();
     assert!(error.to_string().contains("feature `tls`"), "{error}");
+}
+
+#[tokio::test]
+async fn a_cluster_opens_as_written() {
+    let (cluster, _) = Registry::new().open(&table("cluster"), Rt::new()).unwrap();
+    assert_eq!(
+        cluster.to_string(),
+        "redis cluster (cache-1.example.com:6379, cache-2.example.com:6380)"
+    );
+    assert_eq!(cluster.stats().servers.len(), 2);
 }

@@ -62,7 +62,7 @@ const PAUSE: Duration = Duration::from_millis(2);
 ///
 /// Only primaries are asked, and entries and leases are bound to the incarnation of the very node that issued them: what a node
 /// brings back from a snapshot, what a replica has when it becomes the primary, and what comes along with a slot from another
-/// node is never read. `docs/redis.md` says what a cluster can serve while it is cut in two, and for how long.
+/// node is never read. `docs/redis-cluster.md` says what a cluster can serve while it is cut in two, and for how long.
 ///
 /// ```no_run
 /// # async fn run() -> larder_core::Result<()> {
@@ -499,5 +499,47 @@ impl Backend for RedisCluster {
                 }));
         }
         stats
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(servers: &[&str]) -> RedisConfig {
+        RedisConfig {
+            servers: servers.iter().map(|&server| server.to_owned()).collect(),
+            ..RedisConfig::default()
+        }
+    }
+
+    #[track_caller]
+    fn check_refused(config: RedisConfig, reason: &str) {
+        let error = RedisCluster::new(config, Rt::new()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config);
+        assert!(error.to_string().contains(reason), "{error}");
+    }
+
+    #[test]
+    fn what_cannot_be_a_cluster_is_refused() {
+        check_refused(config(&[]), "`servers` is empty");
+        check_refused(config(&["h1", "/run/redis.sock"]), "`/run/redis.sock`");
+        let mut second = config(&["h1"]);
+        second.database = 1;
+        check_refused(second, "leave `database` out");
+    }
+
+    #[test]
+    fn the_order_of_its_nodes_makes_no_other_pool() {
+        let pool = |servers| {
+            RedisCluster::new(config(servers), Rt::new())
+                .unwrap()
+                .pool()
+        };
+        let one = pool(&["H2:6379", "h1"]);
+        assert_eq!(one, pool(&["h1", "h2", "h1:6379"]));
+        assert_eq!(one.description, "redis+cluster://h1:6379,h2:6379");
+        assert_eq!(one.reach, Reach::Network);
+        assert_eq!(pool(&["127.0.0.1", "[::1]:7000"]).reach, Reach::Host);
     }
 }

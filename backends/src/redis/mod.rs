@@ -4,7 +4,8 @@
 //! `reply` what error replies mean, `identity` a connection's first exchange, `connection` one socket and the very server
 //! behind it, `node` the connections and the health of one server, `batch` cuts a call to one server into exchanges, and
 //! this file is the store on a server of its own. A cluster is several such servers: `slots` says which has a key, `topology`
-//! keeps that up to date, and `cluster` is the store. `docs/redis.md` says what restarts, failovers and partitions cost.
+//! keeps that up to date, and `cluster` is the store. `docs/redis.md` and `docs/redis-cluster.md` say what restarts, failovers and
+//! partitions cost.
 //!
 //! What it isn't: it never reads from replicas, asks no Sentinel, and doesn't use the crate's connection manager, since what
 //! reconnects without a word can't tell a server from the one that was there before.

@@ -265,19 +265,15 @@ impl Topology {
         question.arg("CLUSTER").arg("SLOTS");
         let answer: Value = node.ask(question, "question for its slots").await?;
         let name = &node.name;
-        let ranges = slots::ranges(&answer, &node.address).ok_or_else(|| {
+        let ranges = slots::ranges(&answer, &node.address).filter(|ranges| !ranges.is_empty());
+        ranges.ok_or_else(|| {
             Error::new(
-                ErrorKind::Protocol,
-                format!("redis {name}: answered CLUSTER SLOTS with something else"),
-            )
-        })?;
-        if ranges.is_empty() {
-            return Err(Error::new(
                 ErrorKind::Unavailable,
-                format!("redis {name}: is in a cluster in which no node has any slot"),
-            ));
-        }
-        Ok(ranges)
+                format!(
+                    "redis {name}: knows of no node that has any slot; is it in a cluster yet?"
+                ),
+            )
+        })
     }
 
     /// The map that this says, over the nodes that are known, and no others any more.

@@ -96,6 +96,7 @@ async fn slots_moving_during_traffic_lose_nothing_and_give_no_error() {
     }
     let counts = traffic.end().await;
     assert_eq!(counts.errors, 0, "{counts:?}");
+    assert!(counts.fills > 0, "{counts:?}");
     assert!(
         counts.unstored > 0,
         "nobody came by while it moved: {counts:?}"
