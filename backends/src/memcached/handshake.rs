@@ -238,9 +238,10 @@ impl Access {
                      `cert_file` and `key_file`"
                 }
             };
-            if self.wire == Wire::Text {
-                message += "; if it runs with SASL (-S), set `sasl = true`";
-            }
+            message += match self.wire {
+                Wire::Text => "; if it runs with SASL (-S), set `sasl = true`",
+                Wire::Binary => "; if it runs without SASL (-S), take `sasl` away",
+            };
         }
         Error::new(ErrorKind::Unavailable, message)
     }

@@ -1,6 +1,7 @@
 //! What a memcached that runs with SASL (`-S`) asks: a database with one user, in a directory that goes with it.
 
 use std::io::Write as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
@@ -29,7 +30,12 @@ impl SaslUser {
         let directory = tempfile::tempdir().expect("a temporary directory can be made");
         let database = directory.path().join("sasldb2");
         let (user, realm) = user.split_once('@').expect("a user of a realm");
-        let mut process = Command::new("saslpasswd2")
+        // It is there where Debian puts it, which not everybody's PATH names.
+        let program = match Path::new("/usr/sbin/saslpasswd2") {
+            path if path.exists() => path,
+            _ => Path::new("saslpasswd2"),
+        };
+        let mut process = Command::new(program)
             .args(["-p", "-c", "-a", "memcached", "-u", realm, "-f"])
             .args([database.as_os_str(), user.as_ref()])
             .stdin(Stdio::piped())
