@@ -15,7 +15,10 @@ use larder_harness::fake::{Fake, Network};
 use larder_harness::raw::Raw;
 use larder_harness::redis::{RawRedis, RedisServer};
 use larder_harness::redis_cluster;
+use larder_harness::sasl::SaslUser;
 use larder_harness::server::{Listen, MemcachedServer};
+use larder_harness::tls::{Authority, password_file};
+use tempfile::TempDir;
 
 larder_core::conformance! {
     #[tokio::test(start_paused = true)]
@@ -43,6 +46,24 @@ larder_core::conformance! {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     memcached_get_lines => MemcachedSubject::start(Listen::Unix, 1, BulkForm::Get),
         except [dead_server_fails_only_its_keys];
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    memcached_tls_password => GuardedSubject::start(),
+        except [dead_server_fails_only_its_keys];
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    memcached_binary => MemcachedSubject::start_binary(),
+        except [dead_server_fails_only_its_keys];
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    memcached_sasl => SaslSubject::start(), except [
+        dead_server_fails_only_its_keys,
+        // They look into the store from aside, which speaks no text.
+        entry_without_ttl_stays,
+        long_ttl_is_kept,
+        lost_fill_leaves_nothing_in_the_store,
+        store_holds_exactly_what_was_stored,
+    ];
 
     #[tokio::test(start_paused = true)]
     memcached_fakes => FakeSubject::start(3);
@@ -105,6 +126,8 @@ impl Subject for MemorySubject {
 struct MemcachedSubject {
     servers: Vec<Mutex<MemcachedServer>>,
     bulk: BulkForm,
+    /// Speaks the binary protocol, also to a server without SASL.
+    binary: bool,
 }
 
 impl MemcachedSubject {
@@ -113,6 +136,15 @@ impl MemcachedSubject {
         Self {
             servers: (0..servers).map(|_| server()).collect(),
             bulk,
+            binary: false,
+        }
+    }
+
+    /// The protocol of servers with SASL, on one that can also be asked by text what it has.
+    fn start_binary() -> Self {
+        Self {
+            binary: true,
+            ..Self::start(Listen::Tcp, 1, BulkForm::Meta)
         }
     }
 
@@ -120,6 +152,23 @@ impl MemcachedSubject {
         self.servers[number]
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn config(&self) -> MemcachedConfig {
+        let addresses = (0..self.servers.len()).map(|number| self.server(number).address());
+        let mut config = MemcachedConfig::new(addresses);
+        config.bulk = self.bulk;
+        // Time enough for a machine that runs other tests beside this, and none lost waiting to dial again.
+        config.connect_timeout = Duration::from_secs(2);
+        config.timeout = Duration::from_secs(3);
+        config.flush_timeout = Duration::from_secs(3);
+        config.backoff_limit = Duration::from_millis(200);
+        if self.binary {
+            config.sasl = true;
+            config.user = Some(SaslSubject::USER.to_owned());
+            config.password = Some(Secret::new(SaslSubject::PASSWORD));
+        }
+        config
     }
 }
 
@@ -134,15 +183,7 @@ impl Subject for MemcachedSubject {
     }
 
     async fn backend(&self) -> Arc<dyn Backend> {
-        let addresses = (0..self.servers.len()).map(|number| self.server(number).address());
-        let mut config = MemcachedConfig::new(addresses);
-        config.bulk = self.bulk;
-        // Time enough for a machine that runs other tests beside this, and none lost waiting to dial again.
-        config.connect_timeout = Duration::from_secs(2);
-        config.timeout = Duration::from_secs(3);
-        config.flush_timeout = Duration::from_secs(3);
-        config.backoff_limit = Duration::from_millis(200);
-        Arc::new(Memcached::new(config, Rt::new()).expect("the configuration can work"))
+        Arc::new(Memcached::new(self.config(), Rt::new()).expect("the configuration can work"))
     }
 
     async fn advance(&self, duration: Duration) {
@@ -175,6 +216,141 @@ impl Subject for MemcachedSubject {
 
     async fn resume(&self, server: usize) {
         self.server(server).resume();
+    }
+}
+
+/// The memcached client over a server that shows a certificate and demands a password.
+struct GuardedSubject {
+    subject: MemcachedSubject,
+    authority: Authority,
+    /// Holds the server's file of passwords.
+    _directory: TempDir,
+}
+
+impl GuardedSubject {
+    const USER: &str = "anna";
+    const PASSWORD: &str = "hunter2";
+
+    fn start() -> Self {
+        let authority = Authority::new();
+        let directory = tempfile::tempdir().expect("a temporary directory can be made");
+        let passwords = password_file(directory.path(), Self::USER, Self::PASSWORD);
+        let passwords = passwords
+            .to_str()
+            .expect("temporary directories have plain names");
+        let options = authority.issue(&["127.0.0.1"]).server_options();
+        let server = MemcachedServer::start(
+            Listen::Tcp,
+            &["-m", "128", "-Y", passwords, "-Z", "-o", &options],
+        );
+        Self {
+            subject: MemcachedSubject {
+                servers: vec![Mutex::new(server)],
+                bulk: BulkForm::Meta,
+                binary: false,
+            },
+            authority,
+            _directory: directory,
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl Subject for GuardedSubject {
+    fn can(&self) -> Abilities {
+        self.subject.can()
+    }
+
+    async fn backend(&self) -> Arc<dyn Backend> {
+        let mut config = self.subject.config();
+        config.tls = true;
+        config.ca_file = Some(self.authority.file());
+        config.user = Some(Self::USER.to_owned());
+        config.password = Some(Secret::new(Self::PASSWORD));
+        Arc::new(Memcached::new(config, Rt::new()).expect("the configuration can work"))
+    }
+
+    async fn advance(&self, duration: Duration) {
+        self.subject.advance(duration).await;
+    }
+
+    async fn peek(&self, key: &str) -> Option<Peeked> {
+        let address = self.subject.server(0).address();
+        let mut raw = self.authority.connect(&address).await;
+        raw.login(Self::USER, Self::PASSWORD).await;
+        let item = raw.get(key).await?;
+        Some(Peeked::new(item.value, item.ttl))
+    }
+
+    async fn kill(&self, server: usize) {
+        self.subject.kill(server).await;
+    }
+
+    async fn restart(&self, server: usize) {
+        self.subject.restart(server).await;
+    }
+
+    async fn stop(&self, server: usize) {
+        self.subject.stop(server).await;
+    }
+
+    async fn resume(&self, server: usize) {
+        self.subject.resume(server).await;
+    }
+}
+
+/// The memcached client over a server with SASL, which tells nobody how long an entry has left.
+struct SaslSubject {
+    subject: MemcachedSubject,
+    _user: SaslUser,
+}
+
+impl SaslSubject {
+    const USER: &str = "zulip@localhost";
+    const PASSWORD: &str = "correct horse";
+
+    fn start() -> Self {
+        let user = SaslUser::new(Self::USER, Self::PASSWORD);
+        let server = user.start(Listen::Tcp, &["-m", "128"]);
+        Self {
+            subject: MemcachedSubject {
+                servers: vec![Mutex::new(server)],
+                bulk: BulkForm::Meta,
+                binary: true,
+            },
+            _user: user,
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl Subject for SaslSubject {
+    fn can(&self) -> Abilities {
+        Abilities::one_server().kills().stops()
+    }
+
+    async fn backend(&self) -> Arc<dyn Backend> {
+        self.subject.backend().await
+    }
+
+    async fn advance(&self, duration: Duration) {
+        self.subject.advance(duration).await;
+    }
+
+    async fn kill(&self, server: usize) {
+        self.subject.kill(server).await;
+    }
+
+    async fn restart(&self, server: usize) {
+        self.subject.restart(server).await;
+    }
+
+    async fn stop(&self, server: usize) {
+        self.subject.stop(server).await;
+    }
+
+    async fn resume(&self, server: usize) {
+        self.subject.resume(server).await;
     }
 }
 

@@ -11,6 +11,8 @@ mod memory;
 #[cfg(feature = "redis")]
 pub mod redis;
 mod registry;
+#[cfg(feature = "memcached")]
+mod tls;
 #[cfg(any(feature = "memcached", feature = "redis"))]
 #[cfg_attr(
     not(feature = "__transport"),

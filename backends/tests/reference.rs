@@ -3,6 +3,8 @@
 #![cfg(all(feature = "memory", feature = "memcached", feature = "redis"))]
 
 use std::fmt::Debug;
+#[cfg(feature = "tls")]
+use std::path::Path;
 
 use larder_backends::memcached::MemcachedConfig;
 use larder_backends::redis::RedisConfig;
@@ -20,11 +22,17 @@ const ALIASES: [&str; 1] = ["path"];
 /// Keys of every store, which no struct has.
 const GENERAL: [&str; 4] = ["url", "backend", "prefix", "prefix_file"];
 
-/// A table of the file, with a password from a variable that cargo sets for tests.
+/// The file with passwords from a variable that cargo sets for tests.
+fn document() -> String {
+    REFERENCE
+        .replace("LARDER_MEMCACHED_PASSWORD", "CARGO_PKG_NAME")
+        .replace("LARDER_REDIS_PASSWORD", "CARGO_PKG_NAME")
+}
+
+/// A table of it.
 fn table(name: &str) -> Config {
-    let document = REFERENCE.replace("LARDER_REDIS_PASSWORD", "CARGO_PKG_NAME");
     Config::default()
-        .toml_table(&document, "reference.toml", name)
+        .toml_table(&document(), "reference.toml", name)
         .unwrap()
 }
 
@@ -89,16 +97,16 @@ fn shown() -> Vec<Shown> {
     shown
 }
 
-/// Every key of the struct is in the table, at a value that isn't the default, and its comment knows the default.
+/// Every key of the struct is in one of the tables, at a value that isn't the default, and its comment knows the default.
 #[track_caller]
 fn check_keys<T: DeserializeOwned + Serialize + Default + Debug>(
-    name: &str,
+    names: &[&str],
     section: &str,
     parse: impl Fn(&Settings) -> T,
 ) {
-    let written = parse(&table(name).settings().unwrap());
     let fields = |config: &T| toml::Table::try_from(config).unwrap();
-    let (written, default) = (fields(&written), fields(&T::default()));
+    let written = |name: &str| fields(&parse(&table(name).settings().unwrap()));
+    let default = fields(&T::default());
     let shown = shown();
     let mut defaults = vec![("backend".to_owned(), "memory".to_owned())];
     for field in config::known_keys::<T>() {
@@ -108,10 +116,10 @@ fn check_keys<T: DeserializeOwned + Serialize + Default + Debug>(
         let key = format!("{section}{field}");
         let entry = shown
             .iter()
-            .find(|shown| (shown.table, shown.key) == (name, key.as_str()));
-        let entry = entry.unwrap_or_else(|| panic!("`{key}` isn't in the table [{name}]"));
+            .find(|shown| names.contains(&shown.table) && shown.key == key);
+        let entry = entry.unwrap_or_else(|| panic!("`{key}` isn't in the tables {names:?}"));
         assert_ne!(
-            written.get(field),
+            written(entry.table).get(field),
             default.get(field),
             "{entry} shows its default"
         );
@@ -128,28 +136,28 @@ fn check_keys<T: DeserializeOwned + Serialize + Default + Debug>(
 }
 
 #[track_caller]
-fn check<T: DeserializeOwned + Serialize + Default + Debug>(name: &str) {
-    check_keys::<T>(name, "", |settings| settings.parse().unwrap());
+fn check<T: DeserializeOwned + Serialize + Default + Debug>(names: &[&str]) {
+    check_keys::<T>(names, "", |settings| settings.parse().unwrap());
 }
 
 #[test]
 fn keys_of_memcached_are_shown() {
-    check::<MemcachedConfig>("cache");
+    check::<MemcachedConfig>(&["cache", "sasl"]);
 }
 
 #[test]
 fn keys_of_redis_are_shown() {
-    check::<RedisConfig>("redis");
+    check::<RedisConfig>(&["redis"]);
 }
 
 #[test]
 fn keys_of_memory_are_shown() {
-    check::<MemoryConfig>("development");
+    check::<MemoryConfig>(&["development"]);
 }
 
 #[test]
 fn keys_of_the_tiers_are_shown() {
-    check_keys::<TiersConfig>("cache", "tiers_", |settings| {
+    check_keys::<TiersConfig>(&["cache"], "tiers_", |settings| {
         settings.section("tiers").unwrap()
     });
 }
@@ -171,8 +179,9 @@ fn keys_of_every_store_are_shown() {
 #[test]
 fn every_key_says_what_one_would_change_it_for() {
     // Said once, with the first table.
-    let once =
-        |shown: &Shown| ["redis", "cluster"].contains(&shown.table) && GENERAL.contains(&shown.key);
+    let once = |shown: &Shown| {
+        ["sasl", "redis", "cluster"].contains(&shown.table) && GENERAL.contains(&shown.key)
+    };
     for shown in shown().into_iter().filter(|shown| !once(shown)) {
         let advised = ["Raise it", "Lower it", "Set it", "Change it"];
         let is_advised = advised.iter().any(|word| shown.advice().contains(word));
@@ -184,15 +193,46 @@ fn every_key_says_what_one_would_change_it_for() {
     }
 }
 
+/// Makes the files that the document names.
+#[cfg(feature = "tls")]
+fn make_files(directory: &Path) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let params = rcgen::CertificateParams::new(["chat".to_owned()]).unwrap();
+    let certificate = params.self_signed(&key).unwrap().pem();
+    for (name, text) in [
+        ("ca.pem", &certificate),
+        ("client.pem", &certificate),
+        ("client.key", &key.serialize_pem()),
+    ] {
+        std::fs::write(directory.join(name), text).unwrap();
+    }
+}
+
+#[cfg(feature = "tls")]
 #[tokio::test]
 async fn stores_open_as_written() {
-    let open = |name: &str| Registry::new().open(&table(name), Rt::new()).unwrap().0;
+    let directory = tempfile::tempdir().unwrap();
+    make_files(directory.path());
+    let document = document().replace("/etc/larder", directory.path().to_str().unwrap());
+    let open = |name: &str| {
+        let config = Config::default().toml_table(&document, "reference.toml", name);
+        Registry::new().open(&config.unwrap(), Rt::new()).unwrap().0
+    };
     assert_eq!(open("development").to_string(), "memory (128 MiB)");
     assert_eq!(open("cache").stats().servers.len(), 3);
     assert_eq!(open("redis").stats().servers.len(), 1);
+    assert_eq!(open("sasl").to_string(), "memcached (127.0.0.1:11211)");
 }
 
-#[cfg(feature = "redis")]
+#[cfg(not(feature = "tls"))]
+#[test]
+fn a_build_without_tls_says_what_is_missing() {
+    let error = Registry::new()
+        .open(&table("cache"), Rt::new())
+        .unwrap_err();
+    assert!(error.to_string().contains("feature `tls`"), "{error}");
+}
+
 #[tokio::test]
 async fn a_cluster_opens_as_written() {
     let (cluster, _) = Registry::new().open(&table("cluster"), Rt::new()).unwrap();

@@ -12,5 +12,8 @@ fuzz_target!(|data: &[u8]| {
         return;
     };
     let pieces = bytes.chunks(usize::from(length).max(1));
-    assert_eq!(read_replies(pieces), read_replies([bytes]));
+    for binary in [false, true] {
+        let cut = read_replies(binary, pieces.clone());
+        assert_eq!(cut, read_replies(binary, [bytes]));
+    }
 });

@@ -15,13 +15,16 @@ use larder_core::{
 use smallvec::SmallVec;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
+use super::binary;
 use super::config::BulkForm;
 use super::connection::{self, Connection, Limit};
 use super::exchange::{
-    Answer, Classic, Expects, Failure, Looks, Orphan, Terms, Texts, Writes, Written, whole_seconds,
+    Answer, Classic, Expects, Failure, Looks, Orphan, Sparse, Terms, Texts, Writes, Written,
+    whole_seconds,
 };
-use super::protocol::{self, CLASSIC, LookFlags, NOOP, Quiet};
+use super::protocol::{self, CLASSIC, LookFlags, NOOP, Quiet, Store};
 use super::server::{Lane, Server};
+use super::wire::Wire;
 
 /// A part of at most so many keys is small: the server answers it without a pause.
 const SMALL: usize = 16;
@@ -319,6 +322,17 @@ pub(super) struct Look<'a> {
     leased: usize,
 }
 
+/// What keys are looked up by.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// `mg`, which asks for the leases as well.
+    Meta,
+    /// Classic lines first.
+    Classic,
+    /// The binary protocol's gets first.
+    Binary,
+}
+
 /// A look-up that is under way as one exchange.
 pub(super) struct Started<'a> {
     limit: Limit,
@@ -360,10 +374,7 @@ impl Server {
     /// Submits a look-up at once if it is one exchange, and its connection is there to take it.
     pub(super) fn start_look<'a>(&'a self, look: &'a Look<'a>) -> Option<Started<'a>> {
         let count = look.part.len();
-        let is_one = match self.config.bulk {
-            BulkForm::Meta => count <= LOOK_CHUNK,
-            BulkForm::Get => count <= SMALL,
-        };
+        let is_one = self.way(look) == Way::Meta && count <= LOOK_CHUNK;
         let connection = self.live(self.look_lane(look)).filter(|_| is_one)?;
         let room = match count > SMALL {
             false => None,
@@ -377,9 +388,18 @@ impl Server {
 
     /// Looks up what couldn't be started at once.
     pub(super) async fn look(&self, look: &Look<'_>, found: Found<'_>) {
-        match self.config.bulk {
-            BulkForm::Get if look.part.len() > SMALL => self.look_classic(look, found).await,
-            _ => self.look_meta(look, found).await,
+        match self.way(look) {
+            Way::Meta => self.look_meta(look, found).await,
+            Way::Classic => self.look_classic(look, found).await,
+            Way::Binary => self.look_binary(look, found).await,
+        }
+    }
+
+    fn way(&self, look: &Look<'_>) -> Way {
+        match (self.wire, self.config.bulk) {
+            (Wire::Binary, _) => Way::Binary,
+            (Wire::Text, BulkForm::Get) if look.part.len() > SMALL => Way::Classic,
+            (Wire::Text, _) => Way::Meta,
         }
     }
 
@@ -392,55 +412,64 @@ impl Server {
     }
 
     async fn look_meta(&self, look: &Look<'_>, found: Found<'_>) {
+        self.look_by(look, look, |_, _| false, found).await;
+    }
+
+    /// Classic lines, and then `mg` for the leases of what is absent, or else somebody's already.
+    async fn look_classic(&self, look: &Look<'_>, found: Found<'_>) {
+        let again = |index: usize, lookup: &Lookup| {
+            index < look.leased && matches!(lookup, Lookup::Miss { .. } | Lookup::Busy { .. })
+        };
+        let absent = self.look_by(look, &Lines(look), again, found).await;
+        if let Some(second) = look.second(&absent) {
+            self.look_meta(&second, found).await;
+        }
+    }
+
+    /// Quiet gets, and then placeholders for what is absent.
+    async fn look_binary(&self, look: &Look<'_>, found: Found<'_>) {
+        // Also those that may not ask for a lease: the same key may, further in front.
+        let again =
+            |_: usize, lookup: &Lookup| look.leased > 0 && matches!(lookup, Lookup::Miss { .. });
+        let gets = Gets { look, claim: None };
+        let absent = self.look_by(look, &gets, again, found).await;
+        if let Some(second) = &look.second(&absent) {
+            let claims = Gets {
+                look: second,
+                claim: second.terms,
+            };
+            self.look_by(second, &claims, |_, _| false, found).await;
+        }
+    }
+
+    /// Looks a part up by one kind of exchange, and hands over all but what is to be looked up `again`: it answers where
+    /// that stands.
+    async fn look_by<A: Ask<Answer = Result<Lookup>>>(
+        &self,
+        look: &Look<'_>,
+        ask: &A,
+        again: impl Fn(usize, &Lookup) -> bool + Send + Sync,
+        found: Found<'_>,
+    ) -> Vec<u32> {
         let count = look.part.len();
         let limit = self.look_limit(look);
         let through = Through::Lane(self.look_lane(look));
         let trip = (count, &look.options.trips);
         let submitted = self
-            .submit_all(through, limit, trip, look_chunks(count), look)
+            .submit_all(through, limit, trip, look_chunks(count), ask)
             .await;
-        self.look_on(submitted, limit, |index, answer| {
-            found(look.part.position(index), answer);
-        })
-        .await;
-    }
-
-    /// Classic lines on the bulk connection, and then `mg` for the leases of what is absent.
-    async fn look_classic(&self, look: &Look<'_>, found: Found<'_>) {
-        let count = look.part.len();
-        let limit = self.look_limit(look);
-        let trip = (count, &look.options.trips);
-        let lines = Lines(look);
-        let submitted = self
-            .submit_all(
-                Through::Lane(Lane::Bulk),
-                limit,
-                trip,
-                look_chunks(count),
-                &lines,
-            )
-            .await;
-        let mut absent: Vec<u32> = Vec::new();
+        let mut open: Vec<u32> = Vec::new();
         self.look_on(submitted, limit, |index, answer| {
             let position = look.part.position(index);
-            if index < look.leased
-                && matches!(answer, Ok(Lookup::Miss { .. } | Lookup::Busy { .. }))
-            {
-                absent.push(u32::try_from(position).expect("keys fit into 4 GiB"));
-            } else {
-                found(position, answer);
+            match answer {
+                Ok(lookup) if again(index, &lookup) => {
+                    open.push(u32::try_from(position).expect("keys fit into 4 GiB"));
+                }
+                answer => found(position, answer),
             }
         })
         .await;
-        if absent.is_empty() {
-            return;
-        }
-        let second = Look {
-            part: Part::some(look.part.keys, &absent),
-            leased: absent.len(),
-            ..*look
-        };
-        self.look_meta(&second, found).await;
+        open
     }
 
     /// Hands over what the exchanges of a part are answered, one after the other as they come.
@@ -493,6 +522,40 @@ impl Server {
     }
 }
 
+impl<'a> Look<'a> {
+    /// A look-up of what this one left open, for leases; none if that is nothing.
+    fn second<'b>(&self, open: &'b [u32]) -> Option<Look<'b>>
+    where
+        'a: 'b,
+    {
+        let may_ask = |&&position: &&u32| match self.leased < self.part.len() {
+            true => (position as usize) < self.part.position(self.leased),
+            false => true,
+        };
+        (!open.is_empty()).then(|| Look {
+            part: Part::some(self.part.keys, open),
+            leased: open.iter().take_while(may_ask).count(),
+            ..*self
+        })
+    }
+
+    /// The leases among these answers, which nobody took.
+    fn untaken(&self, range: Range<usize>, answers: Vec<Result<Lookup>>) -> Orphans {
+        let mut origin = None;
+        let mut orphans = Vec::new();
+        for (index, answer) in range.zip(answers) {
+            if let Ok(Lookup::Miss { lease: Some(lease) }) = answer {
+                origin = Some(lease.token.origin);
+                orphans.push(Orphan {
+                    key: self.part.key(index).to_owned(),
+                    cas: lease.token.token[0],
+                });
+            }
+        }
+        Some((origin?, orphans))
+    }
+}
+
 impl Ask for Look<'_> {
     type Answer = Result<Lookup>;
 
@@ -541,18 +604,56 @@ impl Ask for Look<'_> {
     }
 
     fn orphans(&self, range: Range<usize>, answers: Vec<Self::Answer>) -> Orphans {
-        let mut origin = None;
-        let mut orphans = Vec::new();
-        for (index, answer) in range.zip(answers) {
-            if let Ok(Lookup::Miss { lease: Some(lease) }) = answer {
-                origin = Some(lease.token.origin);
-                orphans.push(Orphan {
-                    key: self.part.key(index).to_owned(),
-                    cas: lease.token.token[0],
-                });
+        self.untaken(range, answers)
+    }
+}
+
+/// A look-up by the binary protocol, which asks for no lease unless there are terms to claim one on.
+struct Gets<'a> {
+    look: &'a Look<'a>,
+    /// An attempt to put a placeholder there goes before each get that may ask for a lease.
+    claim: Option<Terms>,
+}
+
+impl Ask for Gets<'_> {
+    type Answer = Result<Lookup>;
+
+    fn append(
+        &self,
+        output: &mut Vec<u8>,
+        number: u32,
+        range: Range<usize>,
+        answer: Answer<Result<Lookup>>,
+    ) -> Expects {
+        let Look {
+            part,
+            terms,
+            leased: may_claim,
+            ..
+        } = *self.look;
+        let count = range.len();
+        let key_length = part.key(range.start).len() + 4;
+        let size = binary::look_len(key_length, self.claim.is_some());
+        output.reserve(count * size + binary::NOOP.len());
+        let mut leased = Texts::default();
+        for (place, index) in range.enumerate() {
+            let key = part.key(index);
+            let opaque = Sparse::opaque(number, place);
+            if let Some(terms) = self.claim
+                && index < may_claim
+            {
+                binary::claim(output, key, terms.mark(), terms.seconds, opaque);
+                leased.push(key);
             }
+            binary::look(output, key, opaque);
         }
-        Some((origin?, orphans))
+        output.extend_from_slice(binary::NOOP);
+        let sparse = Sparse::new(count, terms, leased, number, answer);
+        Expects::Sparse(Box::new(sparse))
+    }
+
+    fn orphans(&self, range: Range<usize>, answers: Vec<Self::Answer>) -> Orphans {
+        self.look.untaken(range, answers)
     }
 }
 
@@ -625,7 +726,7 @@ impl Server {
             let down = |_| Outcome::Written(Written::Failed(error.clone()));
             return (0..part.len()).map(down).collect();
         }
-        let write = Write::new(part, job, self.rt.wall(), self.item_size_max());
+        let write = Write::new(part, job, self.rt.wall(), self.item_size_max(), self.wire);
         let origin = match write.origins()[..] {
             [] => None,
             [origin] => Some(origin),
@@ -665,7 +766,7 @@ impl Server {
         let groups: Vec<_> = write.origins().into_iter().map(group).collect();
         let groups_written = super::join_all(groups.iter().map(|(origin, _, positions)| {
             let part = Part::some(part.keys, positions);
-            let write = Write::new(part, write.job, write.wall, write.largest);
+            let write = Write::new(part, write.job, write.wall, write.largest, write.wire);
             async move { self.write_chunks(&write, Some(*origin), trips).await }
         }));
         let mut outcomes: Vec<Option<Outcome>> = Vec::new();
@@ -790,6 +891,7 @@ struct Write<'a> {
     wall: SystemTime,
     /// The longest item the server takes.
     largest: usize,
+    wire: Wire,
     /// About how many bytes are sent.
     bytes: usize,
     /// Whether some value may not be sent.
@@ -797,12 +899,13 @@ struct Write<'a> {
 }
 
 impl<'a> Write<'a> {
-    fn new(part: Part<'a>, job: Job<'a>, wall: SystemTime, largest: usize) -> Self {
+    fn new(part: Part<'a>, job: Job<'a>, wall: SystemTime, largest: usize, wire: Wire) -> Self {
         let mut write = Self {
             part,
             job,
             wall,
             largest,
+            wire,
             bytes: 0,
             refuses: true,
         };
@@ -908,25 +1011,34 @@ impl<'a> Write<'a> {
             // A lease that can't be used is given back: its placeholder would keep all others waiting.
             Job::Fill(fills) if self.is_refused(index) => {
                 let cas = fills[position].lease.token.token[0];
-                protocol::delete(output, key, Some(cas), opaque, quiet);
+                self.wire.delete(output, key, Some(cas), opaque, quiet);
             }
             Job::Fill(fills) => {
                 let fill = &fills[position];
-                let cas = fill.lease.token.token[0];
-                let ttl = self.ttl(fill.ttl);
-                protocol::store(output, key, &fill.value, Some(cas), ttl, opaque, quiet);
+                let store = Store {
+                    key,
+                    value: &fill.value,
+                    cas: Some(fill.lease.token.token[0]),
+                    ttl: self.ttl(fill.ttl),
+                };
+                self.wire.store(output, store, opaque, quiet);
             }
             Job::Set(_) if self.is_refused(index) => return false,
             Job::Set(sets) => {
                 let set = &sets[position];
-                let ttl = self.ttl(set.ttl);
-                protocol::store(output, key, &set.value, None, ttl, opaque, quiet);
+                let store = Store {
+                    key,
+                    value: &set.value,
+                    cas: None,
+                    ttl: self.ttl(set.ttl),
+                };
+                self.wire.store(output, store, opaque, quiet);
             }
             Job::Release(leases) => {
                 let cas = leases[position].token.token[0];
-                protocol::delete(output, key, Some(cas), opaque, quiet);
+                self.wire.delete(output, key, Some(cas), opaque, quiet);
             }
-            Job::Delete => protocol::delete(output, key, None, opaque, quiet),
+            Job::Delete => self.wire.delete(output, key, None, opaque, quiet),
         }
         true
     }
@@ -969,7 +1081,7 @@ impl Ask for Write<'_> {
                 self.append_one(output, index, mark, Quiet::Yes);
             }
         }
-        output.extend_from_slice(NOOP);
+        output.extend_from_slice(self.wire.noop());
         Expects::Writes(Writes::quiet(count, Some(answer)))
     }
 

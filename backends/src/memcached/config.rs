@@ -1,12 +1,14 @@
 //! How a memcached pool is configured.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use larder_core::config::{bytes, duration};
+use larder_core::config::{Secret, bytes, duration};
 use larder_core::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
 use super::placement::{Member, Placement};
+use crate::tls::TlsConfig;
 
 /// A pool of memcached servers, and how patient to be with them.
 ///
@@ -31,6 +33,28 @@ pub struct MemcachedConfig {
     pub connections: usize,
     /// How many keys are looked up.
     pub bulk: BulkForm,
+    /// Encrypts connections (`memcached -Z`; feature `tls`). Unix sockets stay as they are: memcached has no TLS on them.
+    ///
+    /// The files below are read when the pool is made, and again at every dial, so that certificates are renewed without
+    /// a restart; while what is there can't be used, what was read last is.
+    pub tls: bool,
+    /// PEM certificates of the authorities that a server's certificate may come from; by default those of the system.
+    pub ca_file: Option<PathBuf>,
+    /// The certificate, in PEM and followed by its intermediates, for servers that demand one of their clients.
+    pub cert_file: Option<PathBuf>,
+    /// The private key of `cert_file`, in PEM; may be the same file.
+    pub key_file: Option<PathBuf>,
+    /// The name or IP address that the certificate of every server is for; by default that by which `servers` names it.
+    pub server_name: Option<String>,
+    /// Who we are to servers that demand a password: a text file of theirs (`memcached -Y`), or SASL (`-S`).
+    pub user: Option<String>,
+    /// The password of `user`; a configuration has it in a variable of the environment, and names that: `password_env`.
+    #[serde(rename = "password_env")]
+    pub password: Option<Secret>,
+    /// The servers ask for `user` and password by SASL (`-S`), and so speak the old binary protocol alone.
+    ///
+    /// What is absent then takes a second trip for its lease, and how old a lease is is told by the clocks of the hosts.
+    pub sasl: bool,
     /// How long a dial may take, with the exchange in which the server introduces itself.
     #[serde(with = "duration")]
     pub connect_timeout: Duration,
@@ -97,6 +121,14 @@ impl Default for MemcachedConfig {
             hash: Hashing::Rendezvous,
             connections: 1,
             bulk: BulkForm::Meta,
+            tls: false,
+            ca_file: None,
+            cert_file: None,
+            key_file: None,
+            server_name: None,
+            user: None,
+            password: None,
+            sasl: false,
             connect_timeout: Duration::from_millis(250),
             timeout: Duration::from_millis(100),
             flush_timeout: Duration::from_secs(1),
@@ -162,12 +194,63 @@ impl MemcachedConfig {
                 self.max_item
             )));
         }
+        self.tls_config().check()?;
+        self.check_login()?;
         let placement = Placement::new(self.hash, &members)?;
         Ok((members, placement))
     }
+
+    /// What it says about TLS.
+    pub(super) fn tls_config(&self) -> TlsConfig<'_> {
+        TlsConfig {
+            store: "memcached",
+            is_on: self.tls,
+            ca_file: self.ca_file.as_deref(),
+            cert_file: self.cert_file.as_deref(),
+            key_file: self.key_file.as_deref(),
+            server_name: self.server_name.as_deref(),
+        }
+    }
+
+    fn check_login(&self) -> Result<()> {
+        let (user, password) = match (&self.user, &self.password) {
+            (None, None) if self.sasl => {
+                return Err(refused("`sasl` needs `user` and `password_env`".to_owned()));
+            }
+            (None, None) => return Ok(()),
+            (Some(user), Some(password)) => (user, password.expose()),
+            (Some(_), None) => return Err(refused("`user` needs its `password_env`".to_owned())),
+            (None, Some(_)) => return Err(refused("`password_env` needs its `user`".to_owned())),
+        };
+        if self.sasl && self.bulk == BulkForm::Get {
+            return Err(refused(
+                "`bulk` is for the text protocol, and servers with `sasl` speak the other; take one of them away".to_owned(),
+            ));
+        }
+        // Such a server reads `user:password` lines, and splits what it is sent at blanks.
+        let fits = |text: &str| match self.sasl {
+            true => !text.is_empty() && !text.contains('\0'),
+            false => {
+                !text.is_empty() && !text.contains(|c: char| c.is_ascii_whitespace() || c == '\0')
+            }
+        };
+        if !fits(user) || !self.sasl && user.contains(':') {
+            return Err(refused(
+                "`user` can't be empty, and at a server with a text file (-Y) has no blanks and no colon".to_owned(),
+            ));
+        }
+        if !fits(password) {
+            return Err(refused(
+                "the password can't be empty, and at a server with a text file (-Y) has no blanks"
+                    .to_owned(),
+            ));
+        }
+        Ok(())
+    }
 }
 
-fn refused(message: String) -> Error {
+/// The error of a configuration that can't work.
+pub(super) fn refused(message: String) -> Error {
     Error::new(ErrorKind::Config, format!("memcached config: {message}"))
 }
 
@@ -196,6 +279,29 @@ mod tests {
         check_refused(|config| config.timeout = Duration::ZERO, "`timeout`");
         check_refused(|config| config.stall = Duration::MAX, "`stall`");
         check_refused(|config| config.max_item = 10, "`max_item`");
+        check_refused(|config| config.ca_file = Some("ca".into()), "`tls = true`");
+        check_refused(
+            |config| (config.tls, config.cert_file) = (true, Some("cert".into())),
+            "`cert_file` needs its `key_file`",
+        );
+        check_refused(
+            |config| config.user = Some("anna".into()),
+            "`user` needs its `password_env`",
+        );
+        check_refused(
+            |config| config.password = Some(Secret::new("x")),
+            "`password_env` needs its `user`",
+        );
+        for (user, password) in [("an:na", "x"), ("an na", "x"), ("", "x"), ("anna", "x y")] {
+            check_refused(
+                |config| {
+                    config.user = Some(user.into());
+                    config.password = Some(Secret::new(password));
+                },
+                "can't be empty",
+            );
+        }
+        check_refused(|config| config.sasl = true, "`sasl` needs `user`");
     }
 
     #[test]

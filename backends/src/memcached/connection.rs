@@ -23,8 +23,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::exchange::{self, Exchange, Expects, Failure, Orphan, Progress, Writes};
 use super::handshake::Greeted;
-use super::protocol::{self, NOOP, Parser, Quiet, Violation};
-use super::transport::Io;
+use super::protocol::{Quiet, Violation};
+use super::wire::{Parser, Wire};
+use crate::transport::Io;
 
 /// Bytes of requests that bulk calls may have under way on one connection.
 const WINDOW: usize = 1 << 20;
@@ -103,6 +104,7 @@ struct Shared {
 
 #[derive(Debug)]
 struct State {
+    wire: Wire,
     /// Commands that the task hasn't taken yet, and what each expects.
     output: Vec<u8>,
     queue: Vec<Exchange>,
@@ -280,12 +282,13 @@ impl State {
     /// Queues the release of leases that nobody will fill: their placeholders would keep all others waiting.
     fn release(&mut self, orphans: &[Orphan], rt: Rt) -> Option<Waker> {
         let limit = Limit::new(rt, RELEASE_PATIENCE);
+        let wire = self.wire;
         self.push(limit, None, |output, _| {
             for (position, orphan) in orphans.iter().enumerate() {
                 let opaque = u32::try_from(position).expect("a batch has fewer keys");
-                protocol::delete(output, &orphan.key, Some(orphan.cas), opaque, Quiet::Yes);
+                wire.delete(output, &orphan.key, Some(orphan.cas), opaque, Quiet::Yes);
             }
-            output.extend_from_slice(NOOP);
+            output.extend_from_slice(wire.noop());
             Expects::Writes(Writes::quiet(orphans.len(), None))
         })
     }
@@ -325,6 +328,7 @@ pub(super) fn connection<W: Watch>(
         generation: GENERATIONS.fetch_add(1, Ordering::Relaxed) + 1,
         outstanding: AtomicU64::new(0),
         state: Mutex::new(State {
+            wire: greeted.parser.wire(),
             output: Vec::new(),
             queue: Vec::new(),
             phase: Phase::Open,
@@ -345,6 +349,7 @@ pub(super) fn connection<W: Watch>(
         input: greeted.input,
         output: Vec::new(),
         written: 0,
+        unflushed: false,
         in_flight: VecDeque::new(),
         silent_since: None,
         alarm: None,
@@ -372,6 +377,8 @@ pub(super) struct Task<W: Watch> {
     /// Commands taken from the callers, of which so many bytes are written.
     output: Vec<u8>,
     written: usize,
+    /// The transport, TLS for one, may keep some of what is written to itself.
+    unflushed: bool,
     /// What the commands taken so far expect, in order.
     in_flight: VecDeque<Exchange>,
     /// Since when something is under way and nothing comes.
@@ -474,6 +481,10 @@ impl<W: Watch> Task<W> {
         let count = match ready!(read.poll(cx)) {
             Ok(0) => return Poll::Ready(Err(self.lost("the server closed the connection", None))),
             Ok(count) => count,
+            // An end without TLS's own word for it: no reply is whole by its end alone, so none can be cut unnoticed.
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+                return Poll::Ready(Err(self.lost("the server closed the connection", None)));
+            }
             Err(error) => {
                 return Poll::Ready(Err(self.lost("the connection was lost", Some(error))));
             }
@@ -554,7 +565,7 @@ impl<W: Watch> Task<W> {
         self.shared.outstanding.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Writes what was taken; ready when all of it is written.
+    /// Writes what was taken; ready when all of it is with the kernel.
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
         while self.written < self.output.len() {
             let rest = &self.output[self.written..];
@@ -562,6 +573,7 @@ impl<W: Watch> Task<W> {
                 Ok(0) => return Poll::Ready(Err(self.lost("the server takes no more", None))),
                 Ok(count) => {
                     self.written += count;
+                    self.unflushed = true;
                     let counters = &self.setting.counters;
                     counters
                         .bytes_out
@@ -571,6 +583,12 @@ impl<W: Watch> Task<W> {
                     return Poll::Ready(Err(self.lost("the connection was lost", Some(error))));
                 }
             }
+        }
+        if self.unflushed {
+            if let Err(error) = ready!(Pin::new(&mut self.io.writer).poll_flush(cx)) {
+                return Poll::Ready(Err(self.lost("the connection was lost", Some(error))));
+            }
+            self.unflushed = false;
         }
         if self.is_first {
             // Only now can the server be silent about it: this process may have been held up since it took the output.
@@ -777,7 +795,7 @@ mod tests {
     use tokio::task::JoinHandle;
 
     use super::super::exchange::{Looks, Texts};
-    use super::super::protocol::LookFlags;
+    use super::super::protocol::{self, LookFlags, NOOP};
     use super::*;
 
     const SOON: Duration = Duration::from_millis(100);
@@ -835,7 +853,7 @@ mod tests {
             version: "1.6.18".to_owned(),
             item_size_max,
             maxconns: None,
-            parser: Parser::new(item_size_max),
+            parser: Parser::new(Wire::Text, item_size_max),
             input: BytesMut::new(),
         }
     }

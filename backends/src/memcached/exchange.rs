@@ -42,6 +42,7 @@ pub(super) struct Exchange {
 pub(super) enum Expects {
     Looks(Looks),
     Classic(Box<Classic>),
+    Sparse(Box<Sparse>),
     Writes(Writes),
     Noop(Option<Answer<()>>),
 }
@@ -79,6 +80,7 @@ impl Exchange {
         match &self.expects {
             Expects::Looks(looks) => looks.answer.is_some(),
             Expects::Classic(classic) => classic.answer.is_some(),
+            Expects::Sparse(sparse) => sparse.answer.is_some(),
             Expects::Writes(writes) => writes.answer.is_some(),
             Expects::Noop(answer) => answer.is_some(),
         }
@@ -95,6 +97,7 @@ impl Exchange {
         match &mut self.expects {
             Expects::Looks(looks) => send(&mut looks.answer, failure),
             Expects::Classic(classic) => send(&mut classic.answer, failure),
+            Expects::Sparse(sparse) => send(&mut sparse.answer, failure),
             Expects::Writes(writes) => send(&mut writes.answer, failure),
             Expects::Noop(answer) => send(answer, failure),
         }
@@ -111,6 +114,7 @@ impl Exchange {
         match &mut self.expects {
             Expects::Looks(looks) => looks.accept(reply, context),
             Expects::Classic(classic) => classic.accept(reply, key, context),
+            Expects::Sparse(sparse) => sparse.accept(reply, context),
             Expects::Writes(writes) => writes.accept(reply, context),
             Expects::Noop(answer) => match reply {
                 Reply::Noop => {
@@ -147,6 +151,23 @@ impl Terms {
                 .map_or(LONGEST_LEASE, |seconds| seconds.min(LONGEST_LEASE)),
             length: u64::try_from(length.as_millis()).unwrap_or(u64::MAX),
             won_at: now,
+        }
+    }
+
+    /// What marks a placeholder as put there now, for those who can't ask how long it has left: milliseconds of the wall
+    /// clock, of which 32 bits tell apart what is within seven weeks. 0 is what others leave there.
+    pub(super) fn mark(&self) -> u32 {
+        let now = self.won_at.duration_since(SystemTime::UNIX_EPOCH);
+        (now.map_or(0, |now| now.as_millis()) as u32).max(1)
+    }
+
+    /// How old a placeholder with this mark is; as old as any lease can be if nobody marked it.
+    fn age(&self, mark: u32) -> Duration {
+        match (mark, self.mark().wrapping_sub(mark)) {
+            (0, _) => Duration::from_secs(u64::from(self.seconds)),
+            // By a clock that is ahead of ours.
+            (_, future) if future > u32::MAX / 2 => Duration::ZERO,
+            (_, age) => Duration::from_millis(u64::from(age)),
         }
     }
 
@@ -258,24 +279,34 @@ impl Looks {
 
     fn finish(&mut self, context: &mut Context<'_>) -> Progress {
         let answers = std::mem::take(&mut self.answers);
-        let left = match self.answer.take() {
-            Some(answer) => answer.send(Ok(answers)).err(),
-            None => Some(Ok(answers)),
-        };
-        if let Some(Ok(answers)) = left {
-            let leases = answers.iter().zip(self.leased.iter());
-            context
-                .orphans
-                .extend(leases.filter_map(|(answer, key)| match answer {
-                    Ok(Lookup::Miss { lease: Some(lease) }) => Some(Orphan {
-                        key: key.to_owned(),
-                        cas: lease.token.token[0],
-                    }),
-                    _ => None,
-                }));
-        }
-        Progress::Done
+        deliver(&mut self.answer, answers, &self.leased, context)
     }
+}
+
+/// Answers the caller, or notes the leases that were won for one who has left; the first of the keys are `leased`.
+fn deliver(
+    answer: &mut Option<Answer<Result<Lookup>>>,
+    answers: Vec<Result<Lookup>>,
+    leased: &Texts,
+    context: &mut Context<'_>,
+) -> Progress {
+    let left = match answer.take() {
+        Some(answer) => answer.send(Ok(answers)).err(),
+        None => Some(Ok(answers)),
+    };
+    if let Some(Ok(answers)) = left {
+        let leases = answers.iter().zip(leased.iter());
+        context
+            .orphans
+            .extend(leases.filter_map(|(answer, key)| match answer {
+                Ok(Lookup::Miss { lease: Some(lease) }) => Some(Orphan {
+                    key: key.to_owned(),
+                    cas: lease.token.token[0],
+                }),
+                _ => None,
+            }));
+    }
+    Progress::Done
 }
 
 /// Keys in one piece of memory; one key of usual length takes none.
@@ -409,6 +440,97 @@ impl Classic {
     }
 }
 
+/// Look-ups by the binary protocol, which answers only what is there. Where leases are asked for, each comes behind the
+/// attempt to put a placeholder there, which is always answered.
+#[derive(Debug)]
+pub(super) struct Sparse {
+    /// What silence means, until a reply says otherwise.
+    answers: Vec<Result<Lookup>>,
+    terms: Option<Terms>,
+    /// The keys, if leases were asked for.
+    leased: Texts,
+    /// Tells this exchange from those before and after it.
+    number: u32,
+    answer: Option<Answer<Result<Lookup>>>,
+}
+
+impl Sparse {
+    /// Expects answers for so many keys.
+    pub(super) fn new(
+        count: usize,
+        terms: Option<Terms>,
+        leased: Texts,
+        number: u32,
+        answer: Answer<Result<Lookup>>,
+    ) -> Self {
+        let mut answers = Vec::new();
+        answers.resize_with(count, || Ok(Lookup::Miss { lease: None }));
+        Self {
+            answers,
+            terms,
+            leased,
+            number,
+            answer: Some(answer),
+        }
+    }
+
+    /// The opaque of what is asked about the key at this place.
+    pub(super) fn opaque(number: u32, place: usize) -> u32 {
+        let place = u16::try_from(place).expect("an exchange has a few hundred keys");
+        number << 16 | u32::from(place)
+    }
+
+    fn accept(&mut self, reply: Reply, context: &mut Context<'_>) -> Result<Progress, Violation> {
+        let opaque = match &reply {
+            Reply::Noop => {
+                let answers = std::mem::take(&mut self.answers);
+                return Ok(deliver(&mut self.answer, answers, &self.leased, context));
+            }
+            Reply::Value(flags, _) | Reply::Done(flags) | Reply::Exists(flags) => flags.opaque,
+            Reply::Refused(opaque, _) => Some(*opaque),
+            _ => None,
+        };
+        let opaque = opaque.ok_or(MISPLACED)?;
+        let place = opaque & 0xffff;
+        let answer = match self.answers.get_mut(place as usize) {
+            Some(answer) if opaque >> 16 == self.number => answer,
+            _ => return Err(MISPLACED),
+        };
+        let token = |cas, length| Token {
+            token: [cas, length],
+            origin: context.generation,
+        };
+        let length = self.terms.map_or(0, |terms| terms.length);
+        match reply {
+            // Our own placeholder, just put there, or what came in its place: the lease decides.
+            Reply::Value(..) if matches!(answer, Ok(Lookup::Miss { lease: Some(_) })) => {}
+            Reply::Value(flags, data) if data.is_empty() => {
+                *answer = Ok(Lookup::Busy {
+                    age: self
+                        .terms
+                        .map_or(Duration::ZERO, |terms| terms.age(flags.mark)),
+                    token: token(flags.cas, length),
+                });
+            }
+            Reply::Value(flags, data) => {
+                *answer = Ok(Lookup::Hit {
+                    value: data,
+                    token: token(flags.cas, 0),
+                });
+            }
+            Reply::Done(flags) => {
+                let terms = self.terms.ok_or(MISPLACED)?;
+                let lease = Lease::new(token(flags.cas, length), terms.won_at);
+                *answer = Ok(Lookup::Miss { lease: Some(lease) });
+            }
+            Reply::Refused(_, text) => *answer = Err(refusal(text.as_bytes(), context)?),
+            // Something is there by now; what, the look-up behind says.
+            _ => {}
+        }
+        Ok(Progress::More)
+    }
+}
+
 /// What became of one write.
 #[derive(Clone, Debug)]
 pub(super) enum Written {
@@ -470,6 +592,14 @@ impl Writes {
                 }
                 self.refusal = Some(error);
                 return Ok(Progress::More);
+            }
+            Reply::Refused(opaque, text) => {
+                let error = refusal(text.as_bytes(), context)?;
+                let flags = Flags {
+                    opaque: Some(opaque),
+                    ..Flags::default()
+                };
+                (flags, Written::Failed(error))
             }
             Reply::Noop if self.single.is_none() => {
                 self.place_refusals();

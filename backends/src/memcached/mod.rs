@@ -1,21 +1,26 @@
 //! A pipelining memcached client, made for bulk.
 //!
 //! From the bytes up: `protocol` writes commands and reads replies, `exchange` knows what a request under way expects,
-//! `connection` owns a socket and shares it among callers, `handshake` is a connection's first exchange, `server` keeps
-//! the connections and the health of one server, `batch` cuts a call to one server into exchanges, `placement` knows which
-//! server a key lives on, and this file spreads a call over the servers. It speaks the meta commands of memcached 1.6.13 and newer.
+//! `connection` owns a socket and shares it among callers, `handshake` is what happens on a new connection before it is of
+//! use, `records` helps older servers with TLS, `server` keeps the connections and the health of one server, `batch` cuts a
+//! call to one server into exchanges, `placement` knows which server a key lives on, and this file spreads a call over the
+//! servers. It speaks the meta commands of memcached 1.6.13 and newer; to servers with SASL, which know no other, the old
+//! `binary` protocol, and `wire` is the choice between them.
 //!
-//! What it isn't: it has no TLS, no SASL, no binary protocol, and no fail-over: the keys of a server that is down are misses
-//! until it is back, since a key that moved would come back with an old value (docs/pools.md).
+//! What it isn't: it has no fail-over: the keys of a server that is down are misses until it is back, since a key that
+//! moved would come back with an old value (docs/pools.md).
 
 mod batch;
+mod binary;
 mod config;
 mod connection;
 mod exchange;
 mod handshake;
 mod placement;
 mod protocol;
+mod records;
 mod server;
+mod wire;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,11 +33,11 @@ use larder_core::{
 };
 
 use batch::{Job, Look, Outcome, Part};
+use handshake::Access;
 use placement::Placement;
 use server::Server;
 
 use crate::join::join_all;
-use crate::transport;
 #[cfg(feature = "__transport")]
 pub use crate::transport::{Address, Io, Sockets, Transport};
 #[cfg(not(feature = "__transport"))]
@@ -94,6 +99,8 @@ impl Memcached {
             false => Reach::Network,
         };
         let pool = Pool::new(placement::description(config.hash, &members), reach);
+        let addresses = members.iter().map(|member| &member.address);
+        let access = Arc::new(Access::new(&config, addresses)?);
         let config = Arc::new(config);
         Ok(Self {
             placement,
@@ -105,7 +112,8 @@ impl Memcached {
                 .into_iter()
                 .map(|member| {
                     let transport = Arc::clone(&transport);
-                    Server::new(member.address, Arc::clone(&config), rt, transport)
+                    let access = Arc::clone(&access);
+                    Server::new(member.address, Arc::clone(&config), rt, transport, access)
                 })
                 .collect(),
             config,
@@ -369,11 +377,15 @@ impl Backend for Memcached {
     }
 }
 
-/// Reads any bytes as a server's replies, in these pieces, and counts them; for the fuzzer.
+/// Reads any bytes as a server's replies, in these pieces and by this protocol, and counts them; for the fuzzer.
 #[cfg(feature = "__transport")]
 #[doc(hidden)]
-pub fn read_replies<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> usize {
-    let mut parser = protocol::Parser::new(1 << 16);
+pub fn read_replies<'a>(binary: bool, pieces: impl IntoIterator<Item = &'a [u8]>) -> usize {
+    let wire = match binary {
+        true => wire::Wire::Binary,
+        false => wire::Wire::Text,
+    };
+    let mut parser = wire::Parser::new(wire, 1 << 16);
     let mut buffer = bytes::BytesMut::new();
     let mut replies = 0;
     for piece in pieces {

@@ -5,12 +5,12 @@
 //! for pools that other clients use as well. Either way the answer follows from the configuration and the key alone: not
 //! from the order of the servers, the machine or the day, and least of all from who is up.
 
-use larder_core::{Error, ErrorKind, Result};
+use larder_core::Result;
 use md5::{Digest as _, Md5};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::config::Hashing;
-use super::transport::Address;
+use super::config::{Hashing, refused};
+use crate::transport::Address;
 
 /// The largest weight of a server: beyond, libmemcached's single precision could no longer tell neighbours apart.
 const LARGEST_WEIGHT: u32 = 100_000;
@@ -358,12 +358,10 @@ fn one_at_a_time(text: &[u8]) -> u32 {
     hash.wrapping_add(hash << 15)
 }
 
-fn refused(message: String) -> Error {
-    Error::new(ErrorKind::Config, format!("memcached config: {message}"))
-}
-
 #[cfg(test)]
 mod tests {
+    use larder_core::ErrorKind;
+
     use super::*;
 
     /// What libmemcached does, and on loopback pylibmc with real servers; `vectors.py` beside it made it.

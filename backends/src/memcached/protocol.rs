@@ -18,6 +18,16 @@ pub(super) const NOOP: &[u8] = b"mn\r\n";
 /// What is asked of a new connection.
 pub(super) const HELLO: &[u8] = b"version\r\nstats settings\r\n";
 
+/// Says who we are to a server that demands a password: it takes a store, of whatever key, for that.
+///
+/// To be sent to no other server, which would keep it as an entry that anybody can read.
+pub(super) fn login(out: &mut Vec<u8>, user: &str, password: &str) {
+    number(out, b"set auth 0 0 ", user.len() + 1 + password.len());
+    for part in ["\r\n", user, " ", password, "\r\n"] {
+        out.extend_from_slice(part.as_bytes());
+    }
+}
+
 /// The flags of a look-up, written once for all keys of a batch.
 #[derive(Clone, Debug)]
 pub(super) struct LookFlags(SmallVec<[u8; 40]>);
@@ -63,16 +73,25 @@ pub(super) enum Quiet {
     No,
 }
 
-/// Stores a value; under a `cas`, only over the state it names.
-pub(super) fn store(
-    out: &mut Vec<u8>,
-    key: &[u8],
-    value: &[u8],
-    cas: Option<u64>,
-    ttl: u64,
-    opaque: u32,
-    quiet: Quiet,
-) {
+/// A value to store.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Store<'a> {
+    pub(super) key: &'a [u8],
+    pub(super) value: &'a [u8],
+    /// Only over the state with this number.
+    pub(super) cas: Option<u64>,
+    /// As the server reads it; 0 is for ever.
+    pub(super) ttl: u64,
+}
+
+/// Stores a value.
+pub(super) fn store(out: &mut Vec<u8>, store: Store<'_>, opaque: u32, quiet: Quiet) {
+    let Store {
+        key,
+        value,
+        cas,
+        ttl,
+    } = store;
     out.extend_from_slice(b"ms ");
     out.extend_from_slice(key);
     number(out, b" ", value.len());
@@ -141,6 +160,8 @@ pub(super) enum Reply {
     NotStored(Flags),
     /// `MN`.
     Noop,
+    /// `STORED`: of a login.
+    Stored,
     /// `VERSION` and the number.
     Version(Bytes),
     /// `STAT`: a name, a blank, and a value.
@@ -151,6 +172,8 @@ pub(super) enum Reply {
     ClientError(Bytes),
     /// `ERROR`, and a text for a connection too many.
     Error(Bytes),
+    /// An error about the request with this opaque; only the binary protocol says which.
+    Refused(u32, &'static str),
 }
 
 /// The flags of a meta reply, a set in any order.
@@ -168,6 +191,8 @@ pub(super) struct Flags {
     pub(super) lost: bool,
     /// `X`: marked stale. We never mark entries, so somebody else did.
     pub(super) stale: bool,
+    /// What the binary protocol keeps beside a placeholder, since it has none of these.
+    pub(super) mark: u32,
 }
 
 /// Bytes that are no reply. The text never shows them: out of step, they may be somebody's value.
@@ -353,6 +378,7 @@ fn reply(line: &[u8]) -> Result<Line, Violation> {
         b"EX" => Line::Reply(Reply::Exists(flags(rest)?)),
         b"NS" => Line::Reply(Reply::NotStored(flags(rest)?)),
         b"END" => Line::Reply(Reply::End),
+        b"STORED" => Line::Reply(Reply::Stored),
         b"STAT" => text(Reply::Stat),
         b"VERSION" => text(Reply::Version),
         b"SERVER_ERROR" => text(Reply::ServerError),
@@ -488,6 +514,7 @@ mod tests {
             lost: true,
             opaque: Some(7),
             won: false,
+            mark: 0,
         };
         for order in ["c9 t30 X Z O7", "Z c9 X O7 t30", "O7 t30 c9 Z X"] {
             check(
@@ -576,8 +603,20 @@ mod tests {
         let mut out = Vec::new();
         look(&mut out, key, &LookFlags::new(None, false, None));
         look(&mut out, key, &LookFlags::new(Some(11), true, Some(42)));
-        store(&mut out, key, b"abc", Some(9), 61, 1, Quiet::Yes);
-        store(&mut out, key, b"", None, 0, 2, Quiet::No);
+        let filling = Store {
+            key,
+            value: b"abc",
+            cas: Some(9),
+            ttl: 61,
+        };
+        let setting = Store {
+            key,
+            value: b"",
+            cas: None,
+            ttl: 0,
+        };
+        store(&mut out, filling, 1, Quiet::Yes);
+        store(&mut out, setting, 2, Quiet::No);
         delete(&mut out, key, None, 3, Quiet::Yes);
         delete(&mut out, key, Some(9), 4, Quiet::No);
         out.extend_from_slice(NOOP);
@@ -608,6 +647,7 @@ mod tests {
                 won,
                 lost: !won,
                 stale,
+                mark: 0,
             };
             let mut tail = format!(" c{cas} t{ttl}");
             if let Some(opaque) = opaque {

@@ -24,9 +24,9 @@ use tokio::task::AbortHandle;
 use super::config::MemcachedConfig;
 use super::connection::{self, Connection, Counters, End, Limit, Setting, Watch};
 use super::exchange::{Expects, Failure};
-use super::handshake;
-use super::protocol::NOOP;
-use super::transport::{Address, Transport};
+use super::handshake::{Access, Greeted};
+use super::wire::Wire;
+use crate::transport::{Address, Io, Transport};
 
 /// Failures in a row after which a server that still answers is taken for down.
 const FAILURES: u32 = 5;
@@ -50,8 +50,10 @@ pub(super) struct Server {
     pub(super) name: Arc<str>,
     address: Address,
     pub(super) config: Arc<MemcachedConfig>,
+    pub(super) wire: Wire,
     pub(super) rt: Rt,
     transport: Arc<dyn Transport>,
+    access: Arc<Access>,
     /// The connections for small calls, and at the end the one for bulk calls.
     slots: Box<[Slot]>,
     pub(super) counters: Arc<Counters>,
@@ -125,6 +127,7 @@ impl Server {
         config: Arc<MemcachedConfig>,
         rt: Rt,
         transport: Arc<dyn Transport>,
+        access: Arc<Access>,
     ) -> Arc<Self> {
         let slots = (0..=config.connections).map(|_| Slot {
             link: watch::Sender::new(Link::Idle),
@@ -135,8 +138,10 @@ impl Server {
             me: Weak::clone(me),
             name: address.to_string().into(),
             address,
+            wire: Wire::of(&config),
             rt,
             transport,
+            access,
             slots: slots.collect(),
             counters: Arc::default(),
             item_size_max: AtomicUsize::new(config.max_item),
@@ -218,13 +223,7 @@ impl Server {
 
     /// The error of a call whose deadline came before its answer.
     pub(super) fn late(&self, what: &str, patience: Duration) -> Error {
-        Error::new(
-            ErrorKind::Timeout,
-            format!(
-                "memcached {}: no answer to a {what} within {patience:?}",
-                self.name
-            ),
-        )
+        late(&self.name, what, patience)
     }
 
     // --- dialling
@@ -281,6 +280,7 @@ impl Server {
                 address: self.address.clone(),
                 rt: self.rt,
                 transport: Arc::clone(&self.transport),
+                access: Arc::clone(&self.access),
                 patience: self.config.connect_timeout,
             };
             let task = self.rt.spawn_apart(dial.run()).abort_handle();
@@ -435,7 +435,7 @@ impl Server {
             let (answer, answered) = oneshot::channel();
             let limit = Limit::new(self.rt, patience);
             let submitted = connection.submit(limit, None, |output, _| {
-                output.extend_from_slice(NOOP);
+                output.extend_from_slice(self.wire.noop());
                 Expects::Noop(Some(answer))
             });
             submitted.map(|()| answered)
@@ -612,6 +612,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+fn late(server: &str, what: &str, patience: Duration) -> Error {
+    Error::new(
+        ErrorKind::Timeout,
+        format!("memcached {server}: no answer to a {what} within {patience:?}"),
+    )
+}
+
 fn closed() -> Error {
     Error::new(ErrorKind::Unavailable, "the memcached client is closed")
 }
@@ -655,27 +662,24 @@ struct Dial {
     address: Address,
     rt: Rt,
     transport: Arc<dyn Transport>,
+    access: Arc<Access>,
     patience: Duration,
 }
 
 impl Dial {
     /// Dials, and serves the connection to its end.
     async fn run(mut self) {
-        let opened = self.rt.timeout(self.patience, self.open()).await;
+        let opened = self.open().await;
         let lane = self.attempt.lane;
         let Some(server) = self.attempt.server.upgrade() else {
             return;
         };
         let (io, greeted) = match opened {
-            Some(Ok(opened)) => opened,
-            Some(Err(error)) => {
+            Ok(opened) => opened,
+            Err(error) => {
                 self.attempt.is_over = true;
-                return server.dial_failed(lane, error, false);
-            }
-            None => {
-                self.attempt.is_over = true;
-                let error = server.late("dial", self.patience);
-                return server.dial_failed(lane, error, true);
+                let silent = error.kind() == ErrorKind::Timeout;
+                return server.dial_failed(lane, error, silent);
             }
         };
         server.item_size_max.store(
@@ -706,16 +710,35 @@ impl Dial {
         }
     }
 
-    async fn open(&self) -> Result<(super::transport::Io, handshake::Greeted)> {
-        let mut io = self.transport.dial(&self.address).await.map_err(|error| {
-            Error::with_source(
-                ErrorKind::Unavailable,
-                format!("memcached {}: can't be reached ({error})", self.name),
-                error,
-            )
-        })?;
-        let greeted = handshake::greet(&mut io, &self.name).await?;
+    /// Opens a connection that is of use, as far as there is time for each step; the error is a timeout if there wasn't.
+    async fn open(&self) -> Result<(Io, Greeted)> {
+        let deadline = self.rt.now() + self.patience;
+        let dial = async {
+            self.transport.dial(&self.address).await.map_err(|error| {
+                Error::with_source(
+                    ErrorKind::Unavailable,
+                    format!("memcached {}: can't be reached ({error})", self.name),
+                    error,
+                )
+            })
+        };
+        let io = self.within(deadline, "dial", dial).await?;
+        let secure = self.access.secure(io, &self.address);
+        let mut io = self.within(deadline, "TLS handshake", secure).await?;
+        let greet = self.access.greet(&mut io, &self.name);
+        let greeted = self.within(deadline, "first exchange", greet).await?;
         Ok((io, greeted))
+    }
+
+    async fn within<T>(
+        &self,
+        deadline: Instant,
+        what: &str,
+        step: impl Future<Output = Result<T>> + Send,
+    ) -> Result<T> {
+        let left = deadline.saturating_duration_since(self.rt.now());
+        let done = self.rt.timeout(left, step).await;
+        done.unwrap_or_else(|| Err(late(&self.name, what, self.patience)))
     }
 }
 

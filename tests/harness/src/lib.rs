@@ -6,4 +6,6 @@ pub mod raw;
 pub mod redis;
 pub mod redis_cluster;
 mod redis_raw;
+pub mod sasl;
 pub mod server;
+pub mod tls;

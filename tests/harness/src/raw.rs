@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{
-    AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _,
-    BufReader,
+    AsyncBufRead, AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite,
+    AsyncWriteExt as _, BufReader,
 };
 use tokio::net::{TcpStream, UnixStream};
 
@@ -62,14 +62,26 @@ impl Raw {
         }
     }
 
-    fn new(
-        reader: impl tokio::io::AsyncRead + Send + Unpin + 'static,
+    /// Speaks through these halves of an open connection.
+    pub fn new(
+        reader: impl AsyncRead + Send + Unpin + 'static,
         writer: impl AsyncWrite + Send + Unpin + 'static,
     ) -> Self {
         Self {
             reader: Box::new(BufReader::new(reader)),
             writer: Box::new(writer),
         }
+    }
+
+    /// Says who it is to a server that demands a password (`-Y`).
+    ///
+    /// # Panics
+    ///
+    /// If the server refuses it.
+    pub async fn login(&mut self, user: &str, password: &str) {
+        let login = format!("{user} {password}");
+        let command = format!("set auth 0 0 {}\r\n{login}", login.len());
+        assert_eq!(self.line(&command).await, "STORED");
     }
 
     /// Sends this command, whose line ends are between its lines only, and gives the first line of the reply.
@@ -84,6 +96,9 @@ impl Raw {
     async fn bytes(&mut self, command: &[u8]) -> String {
         let request = [command, b"\r\n"].concat();
         let sent = self.writer.write_all(&request).await;
+        sent.expect("the server reads requests");
+        // TLS keeps what didn't fit into a record.
+        let sent = self.writer.flush().await;
         sent.expect("the server reads requests");
         self.read_line().await
     }

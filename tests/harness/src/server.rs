@@ -4,7 +4,7 @@
 //! is killed by its pid when it is dropped. Starting blocks the thread for a few milliseconds.
 
 use std::ffi::OsString;
-use std::io::Read as _;
+use std::io::{ErrorKind, Read as _};
 use std::net::TcpStream;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixStream;
@@ -42,6 +42,7 @@ pub struct MemcachedServer {
     process: Child,
     endpoint: Endpoint,
     arguments: Vec<String>,
+    environment: Vec<(String, String)>,
     /// Holds the unix socket; removed after the process is gone.
     _directory: TempDir,
 }
@@ -59,13 +60,31 @@ impl MemcachedServer {
     ///
     /// If memcached isn't installed, or doesn't start.
     pub fn start(listen: Listen, arguments: &[&str]) -> Self {
+        Self::start_in(&[], listen, arguments)
+    }
+
+    /// The same with these variables in its environment.
+    ///
+    /// # Panics
+    ///
+    /// As [`MemcachedServer::start`].
+    pub fn start_in(environment: &[(&str, &str)], listen: Listen, arguments: &[&str]) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory can be made");
         let arguments: Vec<String> = arguments.iter().map(|&text| text.to_owned()).collect();
+        let environment: Vec<_> = environment
+            .iter()
+            .map(|&(name, value)| (name.to_owned(), value.to_owned()))
+            .collect();
         let (process, endpoint) = match listen {
             Listen::Tcp => {
                 // The server chooses the port and writes it down, so that no two tests ever want the same.
                 let file = directory.path().join("port");
-                let mut process = spawn(&["-p", "-1", "-l", "127.0.0.1"], &arguments, &file);
+                let mut process = spawn(
+                    &["-p", "-1", "-l", "127.0.0.1"],
+                    &arguments,
+                    &environment,
+                    &file,
+                );
                 let port = wait(&mut process, || {
                     let text = std::fs::read_to_string(&file).ok()?;
                     let line = text
@@ -77,13 +96,14 @@ impl MemcachedServer {
             }
             Listen::Unix => {
                 let endpoint = Endpoint::Socket(directory.path().join("memcached.sock"));
-                (endpoint.spawn(&arguments), endpoint)
+                (endpoint.spawn(&arguments, &environment), endpoint)
             }
         };
         let mut server = Self {
             process,
             endpoint,
             arguments,
+            environment,
             _directory: directory,
         };
         server.wait_until_it_answers();
@@ -121,7 +141,7 @@ impl MemcachedServer {
             // What a killed server leaves behind.
             let _ = std::fs::remove_file(path);
         }
-        self.process = self.endpoint.spawn(&self.arguments);
+        self.process = self.endpoint.spawn(&self.arguments, &self.environment);
         self.wait_until_it_answers();
     }
 
@@ -184,49 +204,54 @@ impl Drop for MemcachedServer {
 }
 
 impl Endpoint {
-    fn spawn(&self, arguments: &[String]) -> Child {
+    fn spawn(&self, arguments: &[String], environment: &[(String, String)]) -> Child {
         let nowhere = PathBuf::new();
         match self {
             Self::Port(port) => {
                 let listen = ["-p", &port.to_string(), "-l", "127.0.0.1"];
-                spawn(&listen, arguments, &nowhere)
+                spawn(&listen, arguments, environment, &nowhere)
             }
             Self::Socket(path) => {
                 let path = path
                     .to_str()
                     .expect("temporary directories have plain names");
-                spawn(&["-s", path], arguments, &nowhere)
+                spawn(&["-s", path], arguments, environment, &nowhere)
             }
         }
     }
 
-    /// Whether it answers, with anything: a server that demands a password or is full also runs.
+    /// Whether it answers, with anything: a server that demands a password or is full also runs, and so does one that
+    /// hangs up because it speaks TLS, or the binary protocol, whose shortest message is as long as this.
     fn answers(&self) -> bool {
-        fn ask(mut stream: impl std::io::Read + std::io::Write) -> std::io::Result<usize> {
-            stream.write_all(b"version\r\n")?;
-            stream.read(&mut [0; 64])
+        fn ask(mut stream: impl std::io::Read + std::io::Write) -> bool {
+            if stream.write_all(b"version                \r\n").is_err() {
+                return true;
+            }
+            let read = stream.read(&mut [0; 64]);
+            read.map_or_else(|error| error.kind() == ErrorKind::ConnectionReset, |_| true)
         }
-        let asked = match self {
-            Self::Port(port) => TcpStream::connect(("127.0.0.1", *port)).and_then(|stream| {
-                stream.set_read_timeout(Some(PATIENCE))?;
-                ask(stream)
-            }),
-            Self::Socket(path) => UnixStream::connect(path).and_then(|stream| {
-                stream.set_read_timeout(Some(PATIENCE))?;
-                ask(stream)
-            }),
-        };
-        asked.is_ok_and(|count| count > 0)
+        match self {
+            Self::Port(port) => TcpStream::connect(("127.0.0.1", *port))
+                .is_ok_and(|stream| stream.set_read_timeout(Some(PATIENCE)).is_ok() && ask(stream)),
+            Self::Socket(path) => UnixStream::connect(path)
+                .is_ok_and(|stream| stream.set_read_timeout(Some(PATIENCE)).is_ok() && ask(stream)),
+        }
     }
 }
 
-fn spawn(listen: &[&str], arguments: &[String], port_file: &std::path::Path) -> Child {
+fn spawn(
+    listen: &[&str],
+    arguments: &[String],
+    environment: &[(String, String)],
+    port_file: &std::path::Path,
+) -> Child {
     let mut command = Command::new("memcached");
     command.args(listen).args(["-U", "0"]).args(arguments);
     if is_root() {
         command.args(["-u", "root"]);
     }
     command
+        .envs(environment.iter().map(|(name, value)| (name, value)))
         .env("MEMCACHED_PORT_FILENAME", OsString::from(port_file))
         .stdin(Stdio::null())
         .stdout(Stdio::null())

@@ -3,6 +3,7 @@
 mod bulk;
 mod faults;
 mod peers;
+mod tls;
 mod wire;
 
 use std::io::{BufRead as _, BufReader, Write as _};
