@@ -188,7 +188,7 @@ impl Subjects {
 
     /// The same with several threads at once: all in one request, or each in its own.
     fn at_once(&self, own: &[Request<Made>; THREADS]) {
-        const TURNS: usize = 30;
+        const TURNS: usize = 10;
         let on_all = |read: &(dyn Fn(usize) + Sync)| {
             thread::scope(|scope| {
                 for thread in 0..THREADS {
