@@ -208,8 +208,8 @@ fn not_redis(server: &str, error: &Error) -> Error {
     Error::with_source(
         kind,
         format!(
-            "redis {server}: the new connection was lost before it was of use; if the server speaks TLS there, write rediss:// \
-             or set `tls`"
+            "redis {server}: the new connection was lost before it was of use; if the server speaks TLS there, name its port \
+             without TLS, which this client doesn't speak yet"
         ),
         error.clone(),
     )
