@@ -91,6 +91,10 @@ larder_core::conformance! {
         except [dead_server_fails_only_its_keys];
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    redis_tls_user => RedisSubject::start_guarded(),
+        except [dead_server_fails_only_its_keys];
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     redis_cluster_of_three => ClusterSubject::start().await;
 }
 
@@ -460,18 +464,64 @@ impl<S: Subject> Subject for ObservedSubject<S> {
 }
 
 /// The Redis client over a real server, each case its own.
-struct RedisSubject(Mutex<RedisServer>);
+struct RedisSubject {
+    server: Mutex<RedisServer>,
+    config: RedisConfig,
+    /// Holds the certificates.
+    _authority: Option<Authority>,
+}
 
 impl RedisSubject {
     const PASSWORD: &str = "correct-horse";
 
+    /// With a password for the default user.
     fn start(listen: Listen) -> Self {
         let arguments = ["--maxmemory", "256mb", "--requirepass", Self::PASSWORD];
-        Self(Mutex::new(RedisServer::start(listen, &arguments)))
+        let server = RedisServer::start(listen, &arguments);
+        Self::of(RedisConfig::new(server.address()), server, None)
+    }
+
+    /// With TLS on a port of its own, and a user of its own.
+    fn start_guarded() -> Self {
+        let authority = Authority::new();
+        let identity = authority.issue(&["127.0.0.1"]);
+        let tls_port = |port: u16| port + 10_000;
+        let server = RedisServer::start_at(Listen::Tcp, |port| {
+            let user = format!("larder on >{} ~* +@all", Self::PASSWORD);
+            let port = tls_port(port).to_string();
+            let ca = authority.file().display().to_string();
+            let certificate = identity.certificate.display().to_string();
+            let key = identity.key.display().to_string();
+            let mut arguments: Vec<&str> = vec!["--requirepass", Self::PASSWORD, "--user"];
+            arguments.extend(user.split(' '));
+            arguments.extend(["--tls-port", &port, "--tls-auth-clients", "no"]);
+            arguments.extend(["--tls-cert-file", &certificate, "--tls-key-file", &key]);
+            arguments.extend(["--tls-ca-cert-file", &ca]);
+            arguments.into_iter().map(str::to_owned).collect()
+        });
+        let mut config = RedisConfig::new(format!("127.0.0.1:{}", tls_port(server.port())));
+        config.tls = true;
+        config.ca_file = Some(authority.file());
+        config.user = Some("larder".to_owned());
+        Self::of(config, server, Some(authority))
+    }
+
+    fn of(mut config: RedisConfig, server: RedisServer, authority: Option<Authority>) -> Self {
+        config.password = Some(Secret::new(Self::PASSWORD));
+        // Time enough for a machine that runs other tests beside this, and none lost waiting to dial again.
+        config.connect_timeout = Duration::from_secs(2);
+        config.timeout = Duration::from_secs(3);
+        config.flush_timeout = Duration::from_secs(3);
+        config.backoff_limit = Duration::from_millis(200);
+        Self {
+            server: Mutex::new(server),
+            config,
+            _authority: authority,
+        }
     }
 
     fn server(&self) -> MutexGuard<'_, RedisServer> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.server.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -482,14 +532,8 @@ impl Subject for RedisSubject {
     }
 
     async fn backend(&self) -> Arc<dyn Backend> {
-        let mut config = RedisConfig::new(self.server().address());
-        config.password = Some(Secret::new(Self::PASSWORD));
-        // Time enough for a machine that runs other tests beside this, and none lost waiting to dial again.
-        config.connect_timeout = Duration::from_secs(2);
-        config.timeout = Duration::from_secs(3);
-        config.flush_timeout = Duration::from_secs(3);
-        config.backoff_limit = Duration::from_millis(200);
-        Arc::new(Redis::new(config, Rt::new()).expect("the configuration can work"))
+        let redis = Redis::new(self.config.clone(), Rt::new());
+        Arc::new(redis.expect("the configuration can work"))
     }
 
     async fn advance(&self, duration: Duration) {

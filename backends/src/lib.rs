@@ -11,7 +11,7 @@ mod memory;
 #[cfg(feature = "redis")]
 pub mod redis;
 mod registry;
-#[cfg(feature = "memcached")]
+#[cfg(any(feature = "memcached", feature = "redis"))]
 mod tls;
 #[cfg(any(feature = "memcached", feature = "redis"))]
 #[cfg_attr(

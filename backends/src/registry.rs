@@ -36,7 +36,7 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// The schemes that are built in: `memory`, `memcached` and `redis`, as far as their features are on.
+    /// The schemes that are built in: `memory`, `memcached`, `redis` and `redis+cluster` (`rediss` with TLS), as far as their features are on.
     pub fn new() -> Self {
         let registry = Self {
             schemes: BTreeMap::new(),
@@ -46,9 +46,18 @@ impl Registry {
         #[cfg(feature = "memcached")]
         let registry = registry.with("memcached", crate::memcached::Memcached::new);
         #[cfg(feature = "redis")]
-        let registry = registry
-            .with("redis", crate::redis::Redis::new)
-            .with("redis+cluster", crate::redis::RedisCluster::new);
+        let registry = {
+            use crate::redis::{Redis, RedisCluster, RedisConfig};
+            registry
+                .with("redis", Redis::new)
+                .with("rediss", |config: RedisConfig, rt| {
+                    Redis::new(config.with_tls(), rt)
+                })
+                .with("redis+cluster", RedisCluster::new)
+                .with("rediss+cluster", |config: RedisConfig, rt| {
+                    RedisCluster::new(config.with_tls(), rt)
+                })
+        };
         registry
     }
 
@@ -85,7 +94,8 @@ impl Registry {
             .get(settings.backend())
             .ok_or_else(|| self.unknown(&settings))?;
         let prefix = settings.prefix()?;
-        let backend = open(&settings, rt)?;
+        let backend =
+            open(&settings, rt).map_err(|error| with_reason(settings.backend(), error))?;
         tracing::info!(store = %backend, configuration = %settings, "opened the cache's store");
         Ok((backend, prefix))
     }
@@ -95,7 +105,9 @@ impl Registry {
         let known: Vec<_> = self.schemes.keys().map(String::as_str).collect();
         let remedy = match scheme {
             "memory" | "memcached" | "redis" => format!("; turn on larder's feature `{scheme}`"),
-            "redis+cluster" => "; turn on larder's feature `redis`".to_owned(),
+            "rediss" | "redis+cluster" | "rediss+cluster" => {
+                "; turn on larder's feature `redis`".to_owned()
+            }
             _ => String::new(),
         };
         let message = format!(
@@ -104,6 +116,22 @@ impl Registry {
             known.join(", "),
         );
         Error::new(ErrorKind::Config, message)
+    }
+}
+
+/// Adds why there is no such key to the error of one that other clients have.
+fn with_reason(scheme: &str, error: Error) -> Error {
+    const REPLICAS: [&str; 3] = ["readonly", "read_from", "read_from_replicas"];
+    let message = error.to_string();
+    let names = |key: &str| message.starts_with(&format!("unknown key `{key}` in "));
+    match scheme.starts_with("redis") && REPLICAS.iter().any(|key| names(key)) {
+        true => Error::new(
+            error.kind(),
+            format!(
+                "{message}; replicas are never read from, since what was deleted may still be there"
+            ),
+        ),
+        false => error,
     }
 }
 

@@ -33,9 +33,11 @@ pub enum Address {
 
 impl Address {
     /// memcached's registered port.
+    #[cfg(any(feature = "memcached", test))]
     pub(crate) const DEFAULT_PORT: u16 = 11211;
 
     /// Reads `host`, `host:port`, `1.2.3.4:port`, `[::1]:port`, `/path` or `unix:/path`; the port is 11211 by default.
+    #[cfg(any(feature = "memcached", test))]
     pub fn parse(text: &str) -> Result<Self> {
         Self::parse_of("memcached", Self::DEFAULT_PORT, text)
     }
@@ -87,6 +89,7 @@ impl Address {
     }
 
     /// The host of an address that could be read, as it is written there.
+    #[cfg(feature = "memcached")]
     pub(super) fn host_as_written(text: &str) -> &str {
         if let Some((host, _)) = text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
             return host;

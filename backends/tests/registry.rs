@@ -159,3 +159,60 @@ async fn schemes_of_ones_own_join_and_replace() {
     let builder = Cache::builder(Nothing).config_with(registry, Config::new("tiny://").unwrap());
     assert!(builder.build().await.is_ok());
 }
+
+#[cfg(feature = "redis")]
+#[tokio::test]
+async fn redis_is_written_as_a_url_or_by_keys() {
+    let open = |url| Registry::new().open(&Config::new(url).unwrap(), Rt::new());
+    for (url, same, shown) in [
+        (
+            "redis://Cache-1/3",
+            "redis://?servers=cache-1:6379&database=3",
+            "redis (cache-1:6379/3)",
+        ),
+        (
+            "redis:///run/redis.sock?database=2",
+            "redis://?servers=/run/redis.sock&database=2",
+            "redis (/run/redis.sock/2)",
+        ),
+        ("redis://", "redis://127.0.0.1", "redis (127.0.0.1:6379)"),
+    ] {
+        let (by_url, _) = open(url).unwrap();
+        let (by_key, _) = open(same).unwrap();
+        assert_eq!(by_url.pool(), by_key.pool());
+        assert_eq!(by_url.to_string(), shown);
+    }
+    let reach = |url| open(url).unwrap().0.pool().reach;
+    assert_eq!(reach("redis://h1"), larder_core::Reach::Network);
+    assert_eq!(reach("redis:///s"), larder_core::Reach::Host);
+}
+
+#[cfg(feature = "redis")]
+#[tokio::test]
+async fn replicas_are_refused_with_the_reason() {
+    for url in ["redis://h1?readonly=true", "redis+cluster://h1?readonly"] {
+        let error = build(Config::new(url)).await.unwrap_err().to_string();
+        assert!(
+            error.starts_with("unknown key `readonly` in redis"),
+            "{error}"
+        );
+        assert!(
+            error.ends_with("what was deleted may still be there"),
+            "{error}"
+        );
+    }
+}
+
+#[cfg(feature = "redis")]
+#[tokio::test]
+async fn tls_of_redis_is_a_scheme() {
+    for url in ["rediss://h1", "rediss+cluster://h1,h2"] {
+        let config = Config::new(&format!("{url}?ca_file=/nowhere/ca.pem"));
+        let error = build(config).await.unwrap_err().to_string();
+        let expected = match cfg!(feature = "tls") {
+            true => "/nowhere/ca.pem",
+            false => "feature `tls`",
+        };
+        assert!(error.contains(expected), "{error}");
+    }
+}

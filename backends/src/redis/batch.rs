@@ -23,7 +23,7 @@ use larder_core::{
 use redis::{Cmd, Pipeline, RedisWrite as _, ServerError, Value};
 use smallvec::SmallVec;
 
-use super::connection::{Commands, Connection, Sent};
+use super::connection::{Commands, Connection, Left, Sent};
 use super::frame::{self, HEAD, Head, Kind, PLACEHOLDER, Placeholder, Taken};
 use super::node::{Lane, Limit, Node};
 use super::reply::{self, Redirect};
@@ -253,6 +253,32 @@ enum How {
     Look,
 }
 
+/// What a look-up of one key was answered.
+enum Got {
+    Nothing,
+    Bytes(Bytes),
+    Refused(ServerError),
+    /// No look-up is answered so.
+    Odd,
+}
+
+impl From<Option<Bytes>> for Got {
+    fn from(value: Option<Bytes>) -> Self {
+        value.map_or(Self::Nothing, Self::Bytes)
+    }
+}
+
+impl From<Value> for Got {
+    fn from(answer: Value) -> Self {
+        match answer {
+            Value::Nil => Self::Nothing,
+            Value::BulkString(value) => Self::Bytes(value.into()),
+            Value::ServerError(error) => Self::Refused(error),
+            _ => Self::Odd,
+        }
+    }
+}
+
 /// What stands under a key.
 enum Seen {
     Ours(Lookup),
@@ -286,10 +312,16 @@ impl Node {
     /// Where this answer sends its key.
     fn redirect(&self, route: Route, answer: &Value) -> Option<Redirect> {
         match answer {
-            Value::ServerError(error) if route != Route::Alone => {
-                Redirect::of(error, &self.address)
-            }
+            Value::ServerError(error) => self.redirect_of(route, error),
             _ => None,
+        }
+    }
+
+    /// The same for one that is a refusal.
+    fn redirect_of(&self, route: Route, error: &ServerError) -> Option<Redirect> {
+        match route {
+            Route::Alone => None,
+            Route::Owner | Route::Asking => Redirect::of(error, &self.address),
         }
     }
 
@@ -334,7 +366,7 @@ impl Node {
         let mut exchanges = SmallVec::new();
         for start in (0..part.len()).step_by(LOOK_CHUNK) {
             let range = start..part.len().min(start + LOOK_CHUNK);
-            let commands = match part.route {
+            let (commands, left) = match part.route {
                 Route::Alone => {
                     let length: usize = range.clone().map(|index| part.key(index).len()).sum();
                     let mut command = Cmd::with_capacity(range.len() + 1, length + 4);
@@ -342,13 +374,14 @@ impl Node {
                     for index in range.clone() {
                         command.arg(part.key(index));
                     }
-                    Commands::One(command)
+                    (Commands::One(command), Left::TakeOff)
                 }
-                Route::Owner | Route::Asking => {
-                    part.pipeline(range.clone().map(|index| get(part.key(index))))
-                }
+                Route::Owner | Route::Asking => (
+                    part.pipeline(range.clone().map(|index| get(part.key(index)))),
+                    Left::Forgotten,
+                ),
             };
-            match connection.send(commands, false).await {
+            match connection.send(commands, left).await {
                 Ok(sent) => exchanges.push((range, sent)),
                 // What is missing is noticed by whoever waits for it.
                 Err(_) => break,
@@ -370,29 +403,27 @@ impl Node {
         let mut turn = self.rt.turn();
         for (range, mut sent) in exchanges {
             let mut answers = self.answers(connection, &mut sent).await?;
-            let values = match part.route {
-                Route::Alone => match answers.pop() {
-                    Some(Value::Array(values)) => Some(values),
-                    Some(Value::ServerError(error)) => {
-                        return Err(self.refused(connection, "look-up", &error));
+            let values: Option<Vec<Got>> = match part.route {
+                Route::Alone => {
+                    let answer = answers.pop().unwrap_or_default();
+                    if let Value::ServerError(error) = &answer {
+                        return Err(self.refused(connection, "look-up", error));
                     }
-                    _ => None,
-                },
-                Route::Owner | Route::Asking => part.unpacked(answers, range.len()),
+                    let strings = connection.strings(&answer);
+                    strings.map(|strings| strings.into_iter().map(Got::from).collect())
+                }
+                Route::Owner | Route::Asking => part
+                    .unpacked(answers, range.len())
+                    .map(|answers| answers.into_iter().map(Got::from).collect()),
             };
             let values = values
                 .filter(|values| values.len() == range.len())
                 .ok_or_else(|| self.odd(connection, "look-up"))?;
             for (index, value) in range.zip(values) {
                 let position = part.position(index);
-                if let Some(redirect) = self.redirect(part.route, &value) {
-                    progress.elsewhere.push((position, redirect));
-                    progress.looked += 1;
-                    continue;
-                }
                 let how = match value {
-                    Value::Nil => How::Lease,
-                    Value::BulkString(value) => match seen(connection, value) {
+                    Got::Nothing => How::Lease,
+                    Got::Bytes(value) => match seen(connection, value) {
                         Seen::Ours(lookup) => {
                             found(position, Ok(lookup));
                             progress.looked += 1;
@@ -400,12 +431,17 @@ impl Node {
                         }
                         Seen::Foreign => How::Replace,
                     },
-                    Value::ServerError(error) => {
-                        found(position, Err(self.refused(connection, "look-up", &error)));
+                    Got::Refused(error) => {
+                        match self.redirect_of(part.route, &error) {
+                            Some(redirect) => progress.elsewhere.push((position, redirect)),
+                            None => {
+                                found(position, Err(self.refused(connection, "look-up", &error)));
+                            }
+                        }
                         progress.looked += 1;
                         continue;
                     }
-                    _ => return Err(self.odd(connection, "look-up")),
+                    Got::Odd => return Err(self.odd(connection, "look-up")),
                 };
                 match options.lease_of(position).filter(|_| part.leases()) {
                     Some(_) => progress.wanted.push(Wanted {
@@ -458,7 +494,7 @@ impl Node {
         let mut exchanges: SmallVec<[(&[Wanted], Sent); 1]> = SmallVec::new();
         for chunk in wanted.chunks(WRITE_CHUNK) {
             let commands = part.pipeline(chunk.iter().map(|&wanted| asked.command(wanted)));
-            let sent = connection.send(commands, false).await;
+            let sent = connection.send(commands, Left::Forgotten).await;
             exchanges.push((chunk, sent.map_err(|_| not_sent(self))?));
         }
         self.count_trip(wanted.len(), &options.trips);
@@ -507,7 +543,9 @@ impl Node {
             pipeline.add_command(command);
         }
         let count = pipeline.len();
-        let sent = connection.send(Commands::Several(pipeline), true).await;
+        let sent = connection
+            .send(Commands::Several(pipeline), Left::GoOn)
+            .await;
         let mut sent = sent.map_err(|_| not_sent(self))?;
         let mut answers = self.answers(connection, &mut sent).await?;
         if answers.len() != count {
@@ -539,14 +577,13 @@ fn get(key: &[u8]) -> Cmd {
 }
 
 /// What this value is to this connection.
-fn seen(connection: &Connection, value: Vec<u8>) -> Seen {
+fn seen(connection: &Connection, mut value: Bytes) -> Seen {
     let incarnation = connection.identity.incarnation;
     let Some(head) = Head::of(&value).filter(|head| head.incarnation == incarnation) else {
         return Seen::Foreign;
     };
     Seen::Ours(match head.kind {
         Kind::Entry => {
-            let mut value = Bytes::from(value);
             value.advance(HEAD);
             Lookup::Hit {
                 value,
@@ -644,7 +681,7 @@ impl Asked<'_> {
                     lease: Some(Lease::new(token, self.wall)),
                 })
             }
-            Value::BulkString(value) => Ok(match seen(self.connection, value) {
+            Value::BulkString(value) => Ok(match seen(self.connection, value.into()) {
                 Seen::Ours(lookup) => lookup,
                 // It came a moment ago from somebody who takes the server for another. The next look replaces it.
                 Seen::Foreign => Lookup::Miss { lease: None },
@@ -874,7 +911,8 @@ impl<'a> Writing<'a> {
             let (chunk, others) = rest.split_at(count.count());
             rest = others;
             total += bytes;
-            match self.connection.send(self.commands(chunk), true).await {
+            let commands = self.commands(chunk);
+            match self.connection.send(commands, Left::GoOn).await {
                 Ok(sent) => exchanges.push((chunk, sent)),
                 Err(_) => break,
             }

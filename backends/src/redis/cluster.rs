@@ -45,6 +45,7 @@ use larder_core::{
 use super::batch::{self, Job, Outcome, Part, Route};
 use super::config::{RedisConfig, refused};
 use super::frame::{Nonces, Taken};
+use super::identity::Access;
 use super::node::Node;
 use super::reply::Redirect;
 use super::slots::{self, SlotMap};
@@ -116,9 +117,10 @@ impl RedisCluster {
         };
         let names: Vec<_> = seeds.iter().map(ToString::to_string).collect();
         let description = format!("redis+cluster://{}", names.join(","));
+        let access = Arc::new(Access::new(&config, &seeds)?);
         let config = Arc::new(config);
         Ok(Self {
-            topology: Topology::new(Arc::clone(&config), seeds, rt, transport),
+            topology: Topology::new(Arc::clone(&config), seeds, rt, transport, access),
             config,
             nonces: Nonces::new(),
             pool: Pool::new(description, reach),

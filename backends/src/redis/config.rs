@@ -1,11 +1,13 @@
 //! How a Redis is configured.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use larder_core::config::{Secret, bytes, duration};
 use larder_core::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::tls::TlsConfig;
 use crate::transport::Address;
 
 /// Redis's registered port.
@@ -34,6 +36,20 @@ pub struct RedisConfig {
     /// The password; a configuration has it in a variable of the environment, and names that: `password_env`.
     #[serde(rename = "password_env")]
     pub password: Option<Secret>,
+    /// Encrypts connections (feature `tls`), as a URL does that begins with `rediss://`. Unix sockets stay as they are.
+    ///
+    /// The files below are read when the store is made, and again at every dial, so that certificates are renewed without
+    /// a restart; while what is there can't be used, what was read last is.
+    pub tls: bool,
+    /// PEM certificates of the authorities that a server's certificate may come from; by default those of the system.
+    pub ca_file: Option<PathBuf>,
+    /// The certificate, in PEM and followed by its intermediates, for servers that demand one of their clients.
+    pub cert_file: Option<PathBuf>,
+    /// The private key of `cert_file`, in PEM; may be the same file.
+    pub key_file: Option<PathBuf>,
+    /// The name or IP address that the certificate of every server is for; by default that by which `servers`, or their
+    /// cluster, names it.
+    pub server_name: Option<String>,
     /// Connections for small calls; bulk calls share one more, which is opened when the first comes.
     ///
     /// Keep processes x (connections + 1) x 1.2 below the server's limit (`maxclients`).
@@ -71,6 +87,11 @@ impl Default for RedisConfig {
             database: 0,
             user: None,
             password: None,
+            tls: false,
+            ca_file: None,
+            cert_file: None,
+            key_file: None,
+            server_name: None,
             connections: 1,
             connect_timeout: Duration::from_millis(250),
             timeout: Duration::from_millis(100),
@@ -129,7 +150,25 @@ impl RedisConfig {
         if self.user.is_some() && self.password.is_none() {
             return Err(refused("`user` needs its `password_env`"));
         }
+        self.tls_config().check()?;
         Ok(addresses)
+    }
+
+    /// What it says about TLS.
+    pub(super) fn tls_config(&self) -> TlsConfig<'_> {
+        TlsConfig {
+            store: "redis",
+            is_on: self.tls,
+            ca_file: self.ca_file.as_deref(),
+            cert_file: self.cert_file.as_deref(),
+            key_file: self.key_file.as_deref(),
+            server_name: self.server_name.as_deref(),
+        }
+    }
+
+    /// The same as a scheme has it that says so.
+    pub(crate) fn with_tls(self) -> Self {
+        Self { tls: true, ..self }
     }
 
     /// The one server, if everything here can work.
@@ -180,6 +219,11 @@ mod tests {
         check_refused(|config| config.timeout = Duration::ZERO, "`timeout`");
         check_refused(|config| config.stall = Duration::MAX, "`stall`");
         check_refused(|config| config.max_item = 10, "`max_item`");
+        check_refused(|config| config.ca_file = Some("ca".into()), "`tls = true`");
+        check_refused(
+            |config| (config.tls, config.key_file) = (true, Some("key".into())),
+            "`key_file` needs its `cert_file`",
+        );
         check_refused(
             |config| config.user = Some("anna".into()),
             "`user` needs its `password_env`",

@@ -25,7 +25,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::task::unconstrained;
 
-use super::identity::{self, Identity, Login, Mode};
+use super::identity::{self, Access, Identity, Mode};
+use super::tap::{Shelf, Strings, Tap};
+use crate::tls;
 use crate::transport::Io;
 
 /// How often a server that is being used is asked what it is.
@@ -110,6 +112,8 @@ struct Shared {
     changed: Notify,
     /// Why it has to end.
     verdict: Mutex<Option<Error>>,
+    /// Where the values are that the crate doesn't see.
+    shelf: Arc<Shelf>,
 }
 
 /// What is sent in one go.
@@ -130,9 +134,19 @@ pub(crate) struct Sent {
     reply: Option<Reply>,
     answered: Option<RedisResult<Vec<Value>>>,
     under_way: Option<UnderWay>,
-    /// Whether it is seen through without its caller.
-    goes_on: bool,
+    left: Left,
     rt: Rt,
+}
+
+/// What becomes of commands whose caller has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Left {
+    /// They needn't be sent any more, and nobody misses their answers.
+    Forgotten,
+    /// They are sent, and change what they change.
+    GoOn,
+    /// Their answers are arrays of strings, which are taken off the shelf.
+    TakeOff,
 }
 
 /// One more that a close waits for.
@@ -141,14 +155,15 @@ struct UnderWay(Arc<Shared>);
 /// Opens a connection over this stream, as far as it is of use; the task must be run for anything to happen on it.
 pub(super) async fn open(
     io: Io,
-    login: &Login,
+    access: &Access,
     mode: Mode,
     setting: Setting,
 ) -> Result<(Connection, Task)> {
     let rt = setting.rt;
     let shared = Arc::new(Shared::new(&setting));
     let stream = Metered {
-        io,
+        tap: Tap::new(io.reader, Arc::clone(&shared.shelf)),
+        writer: io.writer,
         shared: Arc::clone(&shared),
     };
     // The first exchange is ours, so that it is one, and nothing of it is quoted in an error.
@@ -164,22 +179,27 @@ pub(super) async fn open(
         .await
         .map_err(|error| shared.lost(&error))?;
     let mut driver: Driver = Box::pin(driver);
-    let greeting = {
-        let mut handle = handle.clone();
-        let greeting = login.greeting();
-        async move {
-            let count = greeting.len();
-            handle.send_packed_commands(&greeting, 0, count).await
+    let asked = rt.now();
+    // One exchange in two messages: a server that has no place for us says so to the first, and closes.
+    let hello = Commands::One(access.hello()).send_over(handle.clone());
+    let greeting = Commands::Several(access.greeting()).send_over(handle.clone());
+    let mut greeted = pin!(async { tokio::join!(biased; hello, greeting) });
+    let (hello, greeting) = tokio::select! {
+        biased;
+        greeted = &mut greeted => greeted,
+        () = &mut driver => {
+            // It may have brought an answer before it ended. What it didn't is known to be lost once it is dropped.
+            driver = Box::pin(std::future::ready(()));
+            greeted.await
         }
     };
-    let asked = rt.now();
-    let answers = tokio::select! {
-        biased;
-        answers = greeting => answers.map_err(|error| shared.lost(&error)),
-        () = &mut driver => Err(shared.closed("the server closed it")),
+    let hello = hello.map_err(|error| access.lost(&shared.lost(&error)))?;
+    if let Some(Value::ServerError(error)) = hello.first() {
+        return Err(access.refused(&setting.server, error));
     }
-    .map_err(|error| not_redis(&setting.server, &error))?;
-    let identity = login.identify(&setting.server, mode, answers)?;
+    let answers = greeting.map_err(|error| access.lost(&shared.lost(&error)))?;
+    let strings = |answer: &Value| shared.strings(answer);
+    let identity = access.identify(&setting.server, mode, answers, strings)?;
     shared.set_clock(asked, identity.time);
     let generation = GENERATIONS.fetch_add(1, Ordering::Relaxed);
     let connection = Connection {
@@ -191,6 +211,7 @@ pub(super) async fn open(
     };
     let task = Task {
         driver,
+        closes: Closes(Arc::clone(&shared)),
         watch: Watch {
             handle,
             identity,
@@ -200,19 +221,6 @@ pub(super) async fn open(
         },
     };
     Ok((connection, task))
-}
-
-/// A first exchange that ended in nothing: what else listens there?
-fn not_redis(server: &str, error: &Error) -> Error {
-    let kind = error.kind();
-    Error::with_source(
-        kind,
-        format!(
-            "redis {server}: the new connection was lost before it was of use; if the server speaks TLS there, name its port \
-             without TLS, which this client doesn't speak yet"
-        ),
-        error.clone(),
-    )
 }
 
 impl Connection {
@@ -240,13 +248,13 @@ impl Connection {
     }
 
     /// Hands these commands over, in one piece and behind what was handed over before: when this returns, they will be
-    /// sent. Those that go on are, and are answered, also if the caller leaves.
+    /// sent, unless the caller leaves and they are to be forgotten then.
     ///
     /// It doesn't wait, unless thousands do already.
     pub(crate) async fn send(
         &self,
         commands: Commands,
-        goes_on: bool,
+        left: Left,
     ) -> std::result::Result<Sent, NotSent> {
         if self.is_over() {
             return Err(NotSent);
@@ -255,7 +263,7 @@ impl Connection {
             reply: Some(commands.send_over(self.handle.clone())),
             answered: None,
             under_way: Some(UnderWay::one_more(&self.shared)),
-            goes_on,
+            left,
             rt: self.rt,
         };
         self.shared.waits();
@@ -308,6 +316,11 @@ impl Connection {
         self.shared.changed.notify_one();
     }
 
+    /// An answer that is an array of strings, which the crate has a number for; once.
+    pub(crate) fn strings(&self, answer: &Value) -> Option<Strings> {
+        self.shared.strings(answer)
+    }
+
     /// Why what was under way has no answer.
     pub(crate) fn lost(&self, error: &redis::RedisError) -> Error {
         self.shared.lost(error)
@@ -351,7 +364,10 @@ impl Sent {
         poll_fn(|context| {
             self.poll(context);
             match self.answered.take() {
-                Some(answered) => Poll::Ready(answered),
+                Some(answered) => {
+                    self.under_way = None;
+                    Poll::Ready(answered)
+                }
                 None => Poll::Pending,
             }
         })
@@ -364,20 +380,27 @@ impl Sent {
         {
             self.answered = Some(answered);
             self.reply = None;
-            self.under_way = None;
         }
     }
 }
 
 impl Drop for Sent {
     fn drop(&mut self) {
-        if let (Some(reply), true) = (self.reply.take(), self.goes_on) {
-            let under_way = self.under_way.take();
-            self.rt.spawn_if_running(async move {
+        let Some(under_way) = self.under_way.take() else {
+            return;
+        };
+        match (self.left, self.reply.take(), self.answered.take()) {
+            (Left::Forgotten, _, _) => {}
+            (Left::GoOn, Some(reply), _) => self.rt.spawn_if_running(async move {
                 // Whoever wanted to know what it says has left.
                 let _ = reply.await;
                 drop(under_way);
-            });
+            }),
+            (Left::TakeOff, Some(reply), _) => self.rt.spawn_if_running(async move {
+                under_way.take_off(reply.await);
+            }),
+            (Left::TakeOff, None, Some(answered)) => under_way.take_off(answered),
+            (Left::GoOn | Left::TakeOff, None, _) => {}
         }
     }
 }
@@ -386,6 +409,13 @@ impl UnderWay {
     fn one_more(shared: &Arc<Shared>) -> Self {
         shared.under_way.fetch_add(1, Ordering::Relaxed);
         Self(Arc::clone(shared))
+    }
+
+    /// Takes arrays off the shelf that nobody will fetch.
+    fn take_off(&self, answered: RedisResult<Vec<Value>>) {
+        for answer in answered.into_iter().flatten() {
+            drop(self.0.strings(&answer));
+        }
     }
 }
 
@@ -417,6 +447,14 @@ impl Shared {
             wanted: Notify::new(),
             changed: Notify::new(),
             verdict: Mutex::default(),
+            shelf: Arc::default(),
+        }
+    }
+
+    fn strings(&self, answer: &Value) -> Option<Strings> {
+        match answer {
+            Value::Int(number) => self.shelf.fetch(*number),
+            _ => None,
         }
     }
 
@@ -514,6 +552,16 @@ type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
 pub(super) struct Task {
     driver: Driver,
     watch: Watch,
+    closes: Closes,
+}
+
+/// Closes the connection to callers when its task ends, also if that is because its runtime does.
+struct Closes(Arc<Shared>);
+
+impl Drop for Closes {
+    fn drop(&mut self) {
+        self.0.over.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Watches over a connection.
@@ -528,8 +576,12 @@ struct Watch {
 impl Task {
     /// Runs until the connection is lost, drained, or long unused.
     pub(super) async fn run(self) -> End {
-        let Self { driver, watch } = self;
-        let shared = Arc::clone(&watch.shared);
+        let Self {
+            driver,
+            watch,
+            closes,
+        } = self;
+        let shared = &closes.0;
         let end = tokio::select! {
             end = watch.run() => end,
             () = driver => match shared.verdict() {
@@ -538,7 +590,6 @@ impl Task {
                 None => End::Lost(shared.closed("the server closed it")),
             },
         };
-        shared.over.store(true, Ordering::Relaxed);
         if let End::Lost(error) = &end {
             // For those whose answers are lost with it, as soon as the driver is dropped.
             shared.condemn(error.clone());
@@ -650,17 +701,10 @@ impl Watch {
             .await
             .map_err(|error| shared.lost(&error))?;
         match &answers[..] {
-            [Value::BulkString(replication), time] => {
-                let replication = String::from_utf8_lossy(replication);
+            [replication, time] if identity::text(replication).is_some() => {
+                let replication = identity::text(replication).unwrap_or_default();
                 identity::still(&shared.server, &self.identity, &replication)?;
-                if let Some(time) = identity::milliseconds(time) {
-                    shared.set_clock(asked, time);
-                }
-                Ok(())
-            }
-            [Value::VerbatimString { text, .. }, time] => {
-                identity::still(&shared.server, &self.identity, text)?;
-                if let Some(time) = identity::milliseconds(time) {
+                if let Some(time) = shared.strings(time).and_then(identity::milliseconds) {
                     shared.set_clock(asked, time);
                 }
                 Ok(())
@@ -671,9 +715,10 @@ impl Watch {
     }
 }
 
-/// A stream whose bytes are counted.
+/// A stream whose bytes are counted, and whose values are taken out.
 struct Metered {
-    io: Io,
+    tap: Tap,
+    writer: Box<dyn AsyncWrite + Send + Unpin>,
     shared: Arc<Shared>,
 }
 
@@ -683,14 +728,24 @@ impl AsyncRead for Metered {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let read = Pin::new(&mut self.io.reader).poll_read(context, buffer);
-        let count = (buffer.filled().len() - before) as u64;
-        if count > 0 {
-            let shared = &*self.shared;
+        let Self { tap, shared, .. } = &mut *self;
+        let read = tap.poll_read(context, buffer, |count| {
+            let count = count as u64;
             shared.waiting_since.store(0, Ordering::Relaxed);
             shared.bytes_in.fetch_add(count, Ordering::Relaxed);
             shared.counters.bytes_in.fetch_add(count, Ordering::Relaxed);
+        });
+        // What TLS says of us would be lost on the crate.
+        let reason = match &read {
+            Poll::Ready(Ok(())) if tap.is_tls() => {
+                Some("speaks TLS on this port; write rediss:// or set `tls = true`".to_owned())
+            }
+            Poll::Ready(Err(error)) => tls::refused_us(error),
+            _ => None,
+        };
+        if let Some(reason) = reason {
+            let message = format!("redis {}: {reason}", shared.server);
+            shared.condemn(Error::new(ErrorKind::Config, message));
         }
         read
     }
@@ -702,7 +757,7 @@ impl AsyncWrite for Metered {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.io.writer).poll_write(context, bytes);
+        let written = Pin::new(&mut self.writer).poll_write(context, bytes);
         if let Poll::Ready(Ok(count)) = &written {
             let counter = &self.shared.counters.bytes_out;
             counter.fetch_add(*count as u64, Ordering::Relaxed);
@@ -711,10 +766,10 @@ impl AsyncWrite for Metered {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io.writer).poll_flush(context)
+        Pin::new(&mut self.writer).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io.writer).poll_shutdown(context)
+        Pin::new(&mut self.writer).poll_shutdown(context)
     }
 }

@@ -6,25 +6,31 @@
 //! deleted meanwhile. The price is that the cache is cold once when the first replica of all is attached to a running
 //! primary, and when the last one has been gone for an hour (`repl-backlog-ttl`), since those change it too.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use larder_core::config::Secret;
 use larder_core::{Error, ErrorKind, Result};
-use redis::{Pipeline, ServerError, Value};
+use redis::{Cmd, Pipeline, ServerError, Value};
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::config::RedisConfig;
 use super::reply;
 use super::script::Scripts;
+use super::tap::Strings;
+use crate::tls::Tls;
+use crate::transport::{Address, Io};
 
 /// The oldest server that takes `SET` with both `NX` and `GET`.
 const OLDEST: (u32, u32) = (7, 0);
 
-/// Who we say we are.
+/// How every connection to a store begins: by TLS, by a password, or by neither.
 #[derive(Debug)]
-pub(crate) struct Login {
-    pub(crate) user: Option<String>,
-    pub(crate) password: Option<Secret>,
-    pub(crate) database: u32,
+pub(crate) struct Access {
+    tls: Option<Tls>,
+    user: Option<String>,
+    password: Option<Secret>,
+    database: u32,
 }
 
 /// What kind of server is expected.
@@ -53,15 +59,67 @@ pub(crate) struct Identity {
     pub(super) maxclients: Option<u64>,
 }
 
-impl Login {
-    /// Everything that is asked on a new connection, in one exchange.
-    pub(super) fn greeting(&self) -> Pipeline {
-        let mut greeting = Pipeline::new();
-        greeting.cmd("HELLO").arg(3);
+impl Access {
+    /// Reads what the configuration names; fails if that can't be used.
+    pub(crate) fn new<'a>(
+        config: &RedisConfig,
+        servers: impl IntoIterator<Item = &'a Address> + Clone,
+    ) -> Result<Self> {
+        if config.password.is_some()
+            && !config.tls
+            && let Some(server) = servers
+                .clone()
+                .into_iter()
+                .find(|server| !server.is_local())
+        {
+            tracing::warn!(%server, "the password is sent through the network in the clear; turn on `tls`");
+        }
+        Ok(Self {
+            tls: Tls::new(config.tls_config(), servers)?,
+            user: config.user.clone(),
+            password: config.password.clone(),
+            database: config.database,
+        })
+    }
+
+    /// Encrypts a connection that was just opened, if that is demanded; one to a unix socket stays as it is.
+    pub(super) async fn secure(&self, io: Io, address: &Address) -> Result<Io> {
+        match &self.tls {
+            Some(tls) => tls.secure(io, address).await,
+            None => Ok(io),
+        }
+    }
+
+    /// Why there is no first exchange, if the server says nothing of it.
+    pub(super) fn lost(&self, error: &Error) -> Error {
+        if error.kind() == ErrorKind::Config {
+            return error.clone();
+        }
+        let remedy = match &self.tls {
+            None => "if it speaks TLS there, write rediss:// or set `tls = true`",
+            Some(_) => {
+                "if it demands a certificate of its clients (tls-auth-clients), name one, and its key, by `cert_file` and \
+                 `key_file`"
+            }
+        };
+        let message = format!("{error}, before it was of use; {remedy}");
+        Error::with_source(error.kind(), message, error.clone())
+    }
+
+    /// What is asked first on a new connection.
+    pub(super) fn hello(&self) -> Cmd {
+        let mut hello = Cmd::new();
+        hello.arg("HELLO").arg(3);
         if let Some(password) = &self.password {
             let user = self.user.as_deref().unwrap_or("default");
-            greeting.arg("AUTH").arg(user).arg(password.expose());
+            hello.arg("AUTH").arg(user).arg(password.expose());
         }
+        hello
+    }
+
+    /// Everything else that is asked, in the same exchange.
+    pub(super) fn greeting(&self) -> Pipeline {
+        let mut greeting = Pipeline::new();
         greeting.cmd("SELECT").arg(self.database);
         // Servers before 7.2 don't know it, and it may be forbidden: its answer isn't looked at.
         greeting
@@ -83,12 +141,10 @@ impl Login {
         server: &str,
         mode: Mode,
         answers: Vec<Value>,
+        strings: impl Fn(&Value) -> Option<Strings>,
     ) -> Result<Identity> {
         let mut answers = answers.into_iter();
         let mut next = || answers.next().unwrap_or(Value::Nil);
-        if let Value::ServerError(error) = next() {
-            return Err(self.refused(server, &error));
-        }
         if let Value::ServerError(error) = next() {
             let database = self.database;
             return Err(match error.details() {
@@ -102,14 +158,16 @@ impl Login {
             });
         }
         next();
-        let about = Info::of(self.said(server, next())?);
-        let replication = Info::of(self.said(server, next())?);
-        let clients = Info::of(self.said(server, next())?);
+        let about = Info::of(self.said(server, &next())?);
+        let replication = Info::of(self.said(server, &next())?);
+        let clients = Info::of(self.said(server, &next())?);
         let time = next();
-        let time = milliseconds(&time).ok_or_else(|| match &time {
-            Value::ServerError(error) => self.refused(server, error),
-            _ => foreign(server, "no time"),
-        })?;
+        let time = strings(&time)
+            .and_then(milliseconds)
+            .ok_or_else(|| match &time {
+                Value::ServerError(error) => self.refused(server, error),
+                _ => foreign(server, "no time"),
+            })?;
         let scripts = Scripts::loaded(&mut next).map_err(|error| match error {
             Some(error) => self.refused(server, &error),
             None => foreign(server, "no names for scripts"),
@@ -135,17 +193,18 @@ impl Login {
         })
     }
 
-    fn said(&self, server: &str, answer: Value) -> Result<String> {
+    fn said(&self, server: &str, answer: &Value) -> Result<String> {
         match answer {
-            Value::ServerError(error) => Err(self.refused(server, &error)),
-            Value::BulkString(text) => Ok(String::from_utf8_lossy(&text).into_owned()),
-            Value::VerbatimString { text, .. } => Ok(text),
-            _ => Err(foreign(server, "no INFO")),
+            Value::ServerError(error) => Err(self.refused(server, error)),
+            _ => match text(answer) {
+                Some(text) => Ok(text.into_owned()),
+                None => Err(foreign(server, "no INFO")),
+            },
         }
     }
 
     /// Why the server refuses us, without what it may have quoted of our commands.
-    fn refused(&self, server: &str, error: &ServerError) -> Error {
+    pub(super) fn refused(&self, server: &str, error: &ServerError) -> Error {
         let details = error.details().unwrap_or_default();
         let (kind, what) = match error.code() {
             "WRONGPASS" => (
@@ -194,17 +253,22 @@ pub(super) fn still(server: &str, known: &Identity, replication: &str) -> Result
 }
 
 /// The answer to `TIME`, in milliseconds.
-pub(super) fn milliseconds(time: &Value) -> Option<u64> {
-    let Value::Array(parts) = time else {
-        return None;
-    };
-    let mut parts = parts.iter().map(|part| match part {
-        Value::BulkString(text) => std::str::from_utf8(text).ok()?.parse::<u64>().ok(),
-        Value::Int(number) => u64::try_from(*number).ok(),
-        _ => None,
+pub(super) fn milliseconds(time: Strings) -> Option<u64> {
+    let mut numbers = time.iter().map(|part| -> Option<u64> {
+        let digits = std::str::from_utf8(part.as_deref()?);
+        digits.ok()?.parse().ok()
     });
-    let (seconds, micros) = (parts.next()??, parts.next()??);
+    let (seconds, micros) = (numbers.next()??, numbers.next()??);
     Some(seconds.checked_mul(1_000)? + micros / 1_000)
+}
+
+/// The answer to `INFO`.
+pub(super) fn text(answer: &Value) -> Option<Cow<'_, str>> {
+    match answer {
+        Value::BulkString(text) => Some(String::from_utf8_lossy(text)),
+        Value::VerbatimString { text, .. } => Some(Cow::Borrowed(text)),
+        _ => None,
+    }
 }
 
 fn incarnation(run_id: &str, history: &str) -> u64 {

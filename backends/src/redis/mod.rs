@@ -20,6 +20,7 @@ mod node;
 mod reply;
 mod script;
 mod slots;
+mod tap;
 mod topology;
 
 use std::fmt;
@@ -34,7 +35,7 @@ use larder_core::{
 
 use batch::{Job, Outcome, Part};
 use frame::Nonces;
-use identity::Mode;
+use identity::{Access, Mode};
 use node::Node;
 
 use crate::transport::{Sockets, Transport};
@@ -90,11 +91,13 @@ impl Redis {
             0 => address.to_string(),
             database => format!("{address}/{database}"),
         };
+        let access = Arc::new(Access::new(&config, [&address])?);
+        let config = Arc::new(config);
         Ok(Self {
             pool: Pool::new(format!("redis://{name}"), reach),
             name,
             nonces: Nonces::new(),
-            node: Node::new(address, Arc::new(config), Mode::Standalone, rt, transport),
+            node: Node::new(address, config, Mode::Standalone, rt, transport, access),
             rt,
         })
     }

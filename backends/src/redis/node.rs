@@ -18,8 +18,8 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use super::config::RedisConfig;
-use super::connection::{self, Commands, Connection, Counters, End, Setting};
-use super::identity::{Login, Mode};
+use super::connection::{self, Commands, Connection, Counters, End, Left, Setting};
+use super::identity::{Access, Mode};
 use crate::health::{Health, SHORT_LIVED, Suspicion};
 use crate::transport::{Address, Transport};
 
@@ -34,7 +34,7 @@ pub(crate) struct Node {
     pub(crate) address: Address,
     pub(crate) config: Arc<RedisConfig>,
     mode: Mode,
-    login: Arc<Login>,
+    access: Arc<Access>,
     pub(crate) rt: Rt,
     transport: Arc<dyn Transport>,
     /// The connections for small calls, and at the end the one for bulk calls.
@@ -94,6 +94,7 @@ impl Node {
         mode: Mode,
         rt: Rt,
         transport: Arc<dyn Transport>,
+        access: Arc<Access>,
     ) -> Arc<Self> {
         let slots = (0..=config.connections).map(|_| Slot {
             link: watch::Sender::new(Link::Idle),
@@ -106,11 +107,7 @@ impl Node {
             me: Weak::clone(me),
             name: Arc::clone(&name),
             address,
-            login: Arc::new(Login {
-                user: config.user.clone(),
-                password: config.password.clone(),
-                database: config.database,
-            }),
+            access,
             mode,
             rt,
             transport,
@@ -240,7 +237,7 @@ impl Node {
                     is_over: false,
                 },
                 address: self.address.clone(),
-                login: Arc::clone(&self.login),
+                access: Arc::clone(&self.access),
                 mode: self.mode,
                 transport: Arc::clone(&self.transport),
                 patience: self.config.connect_timeout,
@@ -324,17 +321,20 @@ impl Node {
                 self.dialed(lane).await?
             }
         };
+        // Not `PING`, which is one more thing that a user would have to be allowed.
         let mut ping = Cmd::new();
-        ping.arg("PING");
-        let sent = connection.send(Commands::One(ping), false).await;
+        ping.arg("TIME");
+        let sent = connection.send(Commands::One(ping), Left::TakeOff).await;
         let mut sent = sent.map_err(|_| self.health.last_error())?;
         let answered = self.rt.timeout(patience, sent.answers()).await;
         let answers = answered
             .ok_or_else(|| self.late("probe", patience))?
             .map_err(|error| connection.lost(&error))?;
-        if let Some(redis::Value::ServerError(error)) = answers.first() {
+        let answer = answers.into_iter().next().unwrap_or_default();
+        if let redis::Value::ServerError(error) = &answer {
             return Err(super::reply::error(&self.name, "probe", error));
         }
+        drop(connection.strings(&answer));
         if self.health.is_down() {
             self.health.take_for_up();
         }
@@ -348,7 +348,9 @@ impl Node {
     pub(crate) async fn ask(&self, question: Cmd, what: &str) -> Result<redis::Value> {
         let patience = self.config.connect_timeout;
         let connection = self.connected(Lane::Single(0)).await?;
-        let sent = connection.send(Commands::One(question), false).await;
+        let sent = connection
+            .send(Commands::One(question), Left::Forgotten)
+            .await;
         let mut sent = sent.map_err(|_| self.health.last_error())?;
         let answered = self.rt.timeout(patience, sent.answers()).await;
         let answers = answered
@@ -511,7 +513,7 @@ fn closed(server: &str) -> Error {
 struct Dial {
     attempt: Attempt,
     address: Address,
-    login: Arc<Login>,
+    access: Arc<Access>,
     mode: Mode,
     transport: Arc<dyn Transport>,
     patience: Duration,
@@ -522,9 +524,7 @@ impl Dial {
     /// Dials, and serves the connection to its end.
     async fn run(mut self) {
         let rt = self.setting.rt;
-        let opened = rt.timeout(self.patience, self.open()).await;
-        let opened =
-            opened.unwrap_or_else(|| Err(late(&self.setting.server, "dial", self.patience)));
+        let opened = self.open().await;
         let lane = self.attempt.lane;
         let Some(node) = self.attempt.node.upgrade() else {
             return;
@@ -558,16 +558,39 @@ impl Dial {
         }
     }
 
+    /// Opens a connection that is of use, as far as there is time for each step; the error is a timeout if there wasn't.
     async fn open(&self) -> Result<(Connection, connection::Task)> {
-        let io = self.transport.dial(&self.address).await.map_err(|error| {
-            let server = &self.setting.server;
-            Error::with_source(
-                ErrorKind::Unavailable,
-                format!("redis {server}: can't be reached ({error})"),
-                error,
-            )
-        })?;
-        connection::open(io, &self.login, self.mode, self.setting.clone()).await
+        let deadline = self.setting.rt.now() + self.patience;
+        let dial = async {
+            self.transport.dial(&self.address).await.map_err(|error| {
+                let server = &self.setting.server;
+                Error::with_source(
+                    ErrorKind::Unavailable,
+                    format!("redis {server}: can't be reached ({error})"),
+                    error,
+                )
+            })
+        };
+        let io = self.within(deadline, "dial", dial).await?;
+        let secure = self.access.secure(io, &self.address);
+        // A Redis without TLS takes the handshake for the beginning of a command, and waits for the rest.
+        let handshake =
+            "TLS handshake (where there is no TLS, nothing is said; take `tls` away there)";
+        let io = self.within(deadline, handshake, secure).await?;
+        let greet = connection::open(io, &self.access, self.mode, self.setting.clone());
+        self.within(deadline, "first exchange", greet).await
+    }
+
+    async fn within<T>(
+        &self,
+        deadline: Instant,
+        what: &str,
+        step: impl Future<Output = Result<T>> + Send,
+    ) -> Result<T> {
+        let rt = self.setting.rt;
+        let left = deadline.saturating_duration_since(rt.now());
+        let done = rt.timeout(left, step).await;
+        done.unwrap_or_else(|| Err(late(&self.setting.server, what, self.patience)))
     }
 }
 

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use super::config::RedisConfig;
-use super::identity::Mode;
+use super::identity::{Access, Mode};
 use super::node::Node;
 use super::slots::{self, Range, SlotMap};
 use crate::join::first_of;
@@ -37,6 +37,7 @@ pub(super) struct Topology {
     seeds: Vec<Address>,
     rt: Rt,
     transport: Arc<dyn Transport>,
+    access: Arc<Access>,
     /// The primaries by their address, as the cluster announces it.
     nodes: Mutex<BTreeMap<Address, Arc<Node>>>,
     known: watch::Sender<Known>,
@@ -69,6 +70,7 @@ impl Topology {
         seeds: Vec<Address>,
         rt: Rt,
         transport: Arc<dyn Transport>,
+        access: Arc<Access>,
     ) -> Arc<Self> {
         let now = rt.now();
         Arc::new_cyclic(|me| Self {
@@ -77,6 +79,7 @@ impl Topology {
             seeds,
             rt,
             transport,
+            access,
             nodes: Mutex::default(),
             known: watch::Sender::default(),
             refresh: Mutex::new(Refresh {
@@ -158,12 +161,16 @@ impl Topology {
     /// The node at this address.
     pub(super) fn node(&self, address: &Address) -> Arc<Node> {
         let mut nodes = lock(&self.nodes);
-        let node = nodes.entry(address.clone()).or_insert_with(|| {
-            let transport = Arc::clone(&self.transport);
-            let config = Arc::clone(&self.config);
-            Node::new(address.clone(), config, Mode::Cluster, self.rt, transport)
-        });
+        let node = nodes
+            .entry(address.clone())
+            .or_insert_with(|| self.new_node(address, Mode::Cluster));
         Arc::clone(node)
+    }
+
+    fn new_node(&self, address: &Address, mode: Mode) -> Arc<Node> {
+        let config = Arc::clone(&self.config);
+        let (transport, access) = (Arc::clone(&self.transport), Arc::clone(&self.access));
+        Node::new(address.clone(), config, mode, self.rt, transport, access)
     }
 
     /// All primaries that are known.
@@ -251,9 +258,7 @@ impl Topology {
             }
         }
         let seeds = self.seeds.iter().map(|seed| {
-            let transport = Arc::clone(&self.transport);
-            let config = Arc::clone(&self.config);
-            let node = Node::new(seed.clone(), config, Mode::Seed, self.rt, transport);
+            let node = self.new_node(seed, Mode::Seed);
             async move { self.said_by(&node).await }
         });
         let answer = first_of(seeds).await;

@@ -158,6 +158,18 @@ impl RedisServer {
     ///
     /// If Redis doesn't start.
     pub fn restart(&mut self) {
+        self.restart_unawaited();
+        if let Err(said) = self.wait_until_it_answers() {
+            panic!("{said}");
+        }
+    }
+
+    /// The same without waiting until it answers, since it may take long to load what it had saved.
+    ///
+    /// # Panics
+    ///
+    /// If Redis can't be started.
+    pub fn restart_unawaited(&mut self) {
         self.kill();
         if let Endpoint::Socket(path) = &self.endpoint {
             // What a killed server leaves behind.
@@ -165,9 +177,6 @@ impl RedisServer {
         }
         self.process = self.endpoint.spawn(self.directory.path(), &self.arguments);
         self.is_killed = false;
-        if let Err(said) = self.wait_until_it_answers() {
-            panic!("{said}");
-        }
     }
 
     /// The arguments of the next restart.
