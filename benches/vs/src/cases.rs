@@ -4,12 +4,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
+use larder_harness::redis::RedisServer;
 use larder_harness::server::{Listen, MemcachedServer};
 use tokio::task::block_in_place;
 
 use crate::measure::{self, Before, Entrant, Pace, Row};
 use crate::stopped;
-use crate::subjects::{Callers, Fetch, Job, Stage, Subject};
+use crate::subjects::{self, Callers, Fetch, Job, Stage, Subject};
 use crate::wire::Wire;
 use crate::work::Work;
 
@@ -31,6 +32,10 @@ pub enum Case {
     Delete(usize),
     /// Get a single key every 0.2 ms while bulks of so many keys run without pause.
     Neighbour(usize),
+    /// Fetch so many keys from Redis, all there.
+    RedisBulk(usize),
+    /// Get single keys from Redis from so many tasks.
+    RedisSingles(usize),
     /// Fetch 1,000 keys, all there, from so many servers.
     Pool(usize),
     /// The same while one of them is stopped.
@@ -39,7 +44,7 @@ pub enum Case {
 
 impl Case {
     /// All cases, in the order in which they run.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 20] = [
         Self::Bulk(100),
         Self::Bulk(1_000),
         Self::Bulk(5_000),
@@ -55,6 +60,11 @@ impl Case {
         Self::Pool(3),
         Self::Pool(50),
         Self::Stopped(50),
+        Self::RedisBulk(100),
+        Self::RedisBulk(1_000),
+        Self::RedisBulk(5_000),
+        Self::RedisSingles(1),
+        Self::RedisSingles(64),
     ];
 
     /// The name that `--case` filters by, and JSON lines carry.
@@ -66,6 +76,8 @@ impl Case {
             Self::Fill(keys) => format!("fill-{keys}"),
             Self::Delete(keys) => format!("delete-{keys}"),
             Self::Neighbour(keys) => format!("neighbour-{keys}"),
+            Self::RedisBulk(keys) => format!("redis-bulk-{keys}"),
+            Self::RedisSingles(tasks) => format!("redis-singles-{tasks}"),
             Self::Pool(servers) => format!("pool-{servers}"),
             Self::Stopped(servers) => format!("stopped-{servers}"),
         }
@@ -83,6 +95,12 @@ impl Case {
             Self::Singles(1) => format!("Get single keys, 1 task, {value}-byte values"),
             Self::Singles(tasks) => {
                 format!("Get single keys, {tasks} tasks at once, {value}-byte values")
+            }
+            Self::RedisBulk(keys) => {
+                format!("Fetch {keys} keys in bulk from Redis, all hits, {value}-byte values")
+            }
+            Self::RedisSingles(tasks) => {
+                format!("Get single keys from Redis, {tasks} at once, {value}-byte values")
             }
             Self::Fill(keys) => format!("Store {keys} absent keys, {value}-byte values"),
             Self::Delete(keys) => format!("Delete {keys} keys"),
@@ -104,9 +122,13 @@ impl Case {
     /// Keys a call handles.
     pub fn keys(self) -> usize {
         match self {
-            Self::Singles(_) | Self::Neighbour(_) => 1,
+            Self::Singles(_) | Self::Neighbour(_) | Self::RedisSingles(_) => 1,
             Self::Pool(_) | Self::Stopped(_) => SPREAD,
-            Self::Bulk(keys) | Self::Accessor(keys) | Self::Fill(keys) | Self::Delete(keys) => keys,
+            Self::Bulk(keys)
+            | Self::Accessor(keys)
+            | Self::Fill(keys)
+            | Self::Delete(keys)
+            | Self::RedisBulk(keys) => keys,
         }
     }
 
@@ -114,7 +136,7 @@ impl Case {
     pub fn is_batch(self) -> bool {
         !matches!(
             self,
-            Self::Singles(_) | Self::Neighbour(_) | Self::Stopped(_)
+            Self::Singles(_) | Self::Neighbour(_) | Self::Stopped(_) | Self::RedisSingles(_)
         )
     }
 
@@ -129,13 +151,21 @@ impl Case {
         let servers: Vec<_> = (0..self.servers())
             .map(|_| block_in_place(|| MemcachedServer::start(Listen::Tcp, options)))
             .collect();
+        let redis = self
+            .is_redis()
+            .then(|| block_in_place(|| RedisServer::start(Listen::Tcp, &[])));
         let stage = Stage {
-            server: servers[0].address(),
+            server: match &redis {
+                Some(redis) => redis.address(),
+                None => servers[0].address(),
+            },
             servers: servers.iter().map(MemcachedServer::address).collect(),
             work: Arc::new(self.work(value)),
         };
-        if !matches!(self, Self::Accessor(_)) {
-            stage.furnish().await?;
+        match self {
+            Self::Accessor(_) => {}
+            Self::RedisBulk(_) | Self::RedisSingles(_) => subjects::redis::furnish(&stage).await?,
+            _ => stage.furnish().await?,
         }
         let stage = &stage;
         // A p99 needs more calls than a median.
@@ -186,6 +216,24 @@ impl Case {
                 });
                 measure::callers(entrants.await, longer).await
             }
+            Self::RedisBulk(_) => {
+                let entrants = enter(subjects, |subject| {
+                    Box::pin(async move {
+                        let job = subject.redis_fetch(stage).await.transpose()?;
+                        Some(checked_fetch(job, stage).await)
+                    })
+                });
+                measure::jobs(entrants.await, stage, Before::Nothing, pace).await?
+            }
+            Self::RedisSingles(tasks) => {
+                let entrants = enter(subjects, |subject| {
+                    Box::pin(async move {
+                        let callers = subject.redis_callers(stage, tasks).await.transpose()?;
+                        Some(checked_callers(callers).await)
+                    })
+                });
+                measure::callers(entrants.await, longer).await
+            }
             Self::Neighbour(_) => {
                 let entrants = enter(subjects, |subject| {
                     Box::pin(async move { subject.neighbours(stage).await.transpose() })
@@ -207,20 +255,27 @@ impl Case {
 
     fn work(self, value: usize) -> Work {
         match self {
-            Self::Singles(_) => Work::new(1_000, value),
+            Self::Singles(_) | Self::RedisSingles(_) => Work::new(1_000, value),
             Self::Neighbour(keys) => Work::new(keys, value),
             // Every subject has entries of its own, and a server's default memory is 64 MiB.
             Self::Accessor(keys) => Work::new(keys, value).first(5),
             // Each server of a pool has all of it.
             Self::Pool(_) | Self::Stopped(_) => Work::new(SPREAD, value).first(5),
-            Self::Bulk(keys) | Self::Fill(keys) | Self::Delete(keys) => Work::new(keys, value),
+            Self::Bulk(keys) | Self::Fill(keys) | Self::Delete(keys) | Self::RedisBulk(keys) => {
+                Work::new(keys, value)
+            }
         }
     }
 
+    fn is_redis(self) -> bool {
+        matches!(self, Self::RedisBulk(_) | Self::RedisSingles(_))
+    }
+
+    /// How many memcached servers it takes.
     fn servers(self) -> usize {
         match self {
             Self::Pool(servers) | Self::Stopped(servers) => servers,
-            _ => 1,
+            _ => usize::from(!self.is_redis()),
         }
     }
 

@@ -115,7 +115,7 @@ fn paint(
 
 fn measure(case: Case) -> Measure {
     match case {
-        Case::Singles(_) => Measure {
+        Case::Singles(_) | Case::RedisSingles(_) => Measure {
             unit: "thousand gets per second",
             better: "more is better",
             of: |figures| figures.per_second / 1e3,
@@ -130,13 +130,16 @@ fn measure(case: Case) -> Measure {
             better: "less is better",
             of: |figures| figures.p99,
         },
-        Case::Bulk(_) | Case::Accessor(_) | Case::Fill(_) | Case::Delete(_) | Case::Pool(_) => {
-            Measure {
-                unit: "microseconds per call",
-                better: "less is better",
-                of: |figures| figures.p50,
-            }
-        }
+        Case::Bulk(_)
+        | Case::Accessor(_)
+        | Case::Fill(_)
+        | Case::Delete(_)
+        | Case::Pool(_)
+        | Case::RedisBulk(_) => Measure {
+            unit: "microseconds per call",
+            better: "less is better",
+            of: |figures| figures.p50,
+        },
     }
 }
 

@@ -54,12 +54,15 @@ pub fn text(outcome: &Outcome) -> String {
     let Outcome { case, value, rows } = outcome;
     let mut text = format!("{}: {}\n\n", case.name(), case.title(*value));
     let table = match case {
-        Case::Singles(_) => singles(outcome),
+        Case::Singles(_) | Case::RedisSingles(_) => singles(outcome),
         Case::Neighbour(_) => neighbours(outcome),
         Case::Stopped(_) => stopped(outcome),
-        Case::Bulk(_) | Case::Accessor(_) | Case::Fill(_) | Case::Delete(_) | Case::Pool(_) => {
-            batches(outcome)
-        }
+        Case::Bulk(_)
+        | Case::Accessor(_)
+        | Case::Fill(_)
+        | Case::Delete(_)
+        | Case::Pool(_)
+        | Case::RedisBulk(_) => batches(outcome),
     };
     text.push_str(&table.to_string());
     for row in rows {

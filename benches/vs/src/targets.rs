@@ -92,6 +92,14 @@ pub fn all(outcomes: &[Outcome]) -> Vec<Target> {
         AtMost(1.25),
     );
 
+    let redis = Case::RedisBulk(1_000);
+    add(
+        "time / raw limit, MGET",
+        redis,
+        |outcome| time(outcome, names::LARDER_REDIS, names::RAW_MGET),
+        AtMost(1.35),
+    );
+
     for (tasks, one, two) in [(64, 2.5, 3.0), (512, 5.0, 6.0)] {
         let singles = Case::Singles(tasks);
         add(

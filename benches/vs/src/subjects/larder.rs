@@ -18,7 +18,7 @@ use super::{
 use crate::work::Batch;
 
 /// The lease an accessor asks for on a miss; it asks for it on every key, hit or not.
-const LEASE: Duration = Duration::from_secs(10);
+pub(super) const LEASE: Duration = Duration::from_secs(10);
 
 /// How long fills live, as an accessor would have it.
 const TTL: Duration = Duration::from_secs(24 * 60 * 60);
@@ -175,7 +175,7 @@ impl Client {
 }
 
 /// The keys as larder takes them; making them is part of what is timed.
-fn keys_of(batch: &Batch) -> Result<Keys> {
+pub(super) fn keys_of(batch: &Batch) -> Result<Keys> {
     let mut keys = Keys::with_capacity(batch.len());
     for key in &batch.keys {
         keys.push_raw(key)?;
@@ -204,7 +204,7 @@ impl Fetch for Fetching {
     }
 }
 
-fn hit(lookup: Lookup) -> Result<Bytes> {
+pub(super) fn hit(lookup: Lookup) -> Result<Bytes> {
     match lookup {
         Lookup::Hit { value, .. } => Ok(value),
         other => bail!("a stored key is answered {other:?}"),

@@ -7,6 +7,7 @@ mod exp;
 pub mod larder;
 mod limit;
 mod plain;
+pub mod redis;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -62,6 +63,16 @@ pub trait Subject: Send + Sync {
         Ok(None)
     }
 
+    /// Fetches batches from a Redis that has the work's items as larder stores them.
+    async fn redis_fetch(&self, _stage: &Stage) -> Result<Option<Box<dyn Fetch>>> {
+        Ok(None)
+    }
+
+    /// This many callers that get one key after the other from such a Redis.
+    async fn redis_callers(&self, _stage: &Stage, _count: usize) -> Result<Option<Callers>> {
+        Ok(None)
+    }
+
     /// Somebody who fetches batches and somebody who gets single keys, by the same client.
     async fn neighbours(&self, _stage: &Stage) -> Result<Option<Neighbours>> {
         Ok(None)
@@ -78,6 +89,7 @@ pub fn all() -> Vec<Box<dyn Subject>> {
     subjects.extend(exp::subjects());
     subjects.extend(classic::subjects());
     subjects.extend(async_memcached::subjects());
+    subjects.extend(redis::subjects());
     subjects
 }
 
@@ -93,6 +105,9 @@ pub mod names {
     pub const RAW_DECODE_GET: &str = "raw socket + decode, get";
     pub const ACCESSOR_META: &str = "larder accessor, meta";
     pub const ACCESSOR_GET: &str = "larder accessor, get";
+    pub const RAW_MGET: &str = "raw socket, MGET";
+    pub const LARDER_REDIS: &str = "larder, Redis";
+    pub const REDIS_CRATE: &str = "redis crate, multiplexed";
     pub const EXP: &str = "memcache exp, run_many";
     pub const EXP_POOL: &str = "memcache exp, default pool";
     pub const EXP_POOL_WIDE: &str = "memcache exp, one idle per task";
@@ -114,7 +129,7 @@ pub enum Side {
 pub enum Form {
     /// A pipeline of meta commands.
     Meta,
-    /// Lines of the classic `get`.
+    /// Lines of the classic `get`; Redis's `MGET`.
     Get,
 }
 
