@@ -13,8 +13,8 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use larder_backends::memcached::{Memcached, MemcachedConfig};
 use larder_backends::{Memory, MemoryConfig};
 use larder_core::{
-    Backend, BackendExt as _, Cache, Dataset, Fill, FillOutcome, GetOptions, Keys, Lifetime,
-    Lookup, NoTier, Plain, Prefix, Rt, Source, WriteOptions,
+    Backend, BackendExt as _, Cache, Dataset, Fill, FillOutcome, FlushOn, GetOptions, Keys,
+    Lifetime, Lookup, NoTier, Plain, Prefix, Rt, Source, WriteOptions,
 };
 use larder_harness::server::{Listen, MemcachedServer};
 use serde::{Deserialize, Serialize};
@@ -270,6 +270,10 @@ impl Dataset for UserById {
     type Form = Plain;
     type Tier = NoTier;
     type Error = Infallible;
+
+    fn flush_on(plan: &mut FlushOn<Self>) {
+        plan.by_hand();
+    }
 
     async fn load((): &mut (), ids: Vec<u64>) -> Result<Vec<(u64, User)>, Infallible> {
         let user = |id| User {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use larder::{
-    BuilderExt as _, Cache, Config, Dataset, Direct, Lifetime, NoTier, Plain, Rows, Source,
+    BuilderExt as _, Cache, Config, Dataset, Direct, FlushOn, Lifetime, NoTier, Plain, Rows, Source,
 };
 
 /// A ledger in place of a database.
@@ -36,6 +36,10 @@ impl Dataset for Balance {
     type Form = Plain;
     type Tier = NoTier;
     type Error = Infallible;
+
+    fn flush_on(plan: &mut FlushOn<Self>) {
+        plan.by_hand();
+    }
 
     async fn load(ledger: &mut Ledger, accounts: Vec<u32>) -> Result<Rows<Self>, Infallible> {
         let balances = ledger.0.lock().expect("no writer panics");

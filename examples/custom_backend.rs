@@ -687,6 +687,10 @@ impl Backend for Sqlite {
         }
     }
 
+    fn server_of(&self, _: Key<'_>) -> usize {
+        0
+    }
+
     fn pool(&self) -> Pool {
         Pool::new(
             format!("sqlite://{}", self.0.config.path.display()),

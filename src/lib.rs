@@ -9,13 +9,16 @@ pub use larder_backends::{Memory, MemoryConfig};
 #[cfg(feature = "conformance")]
 pub use larder_core::conformance;
 pub use larder_core::{
-    AccessorStats, Answer, Backend, BackendExt, BackendStats, Batch, BoxError, Cache, CacheBuilder,
-    CacheStats, CallStats, Changing, Codec, Compression, Config, Dataset, DeployImmutable,
-    DeployTier, Dictionary, Direct, Error, ErrorKind, FlushError, Form, Generations, Immutable,
-    KeyPart, KeyWriter, Keys, Latency, Lifetime, LoadError, Missing, NoTier, Observed, Plain, Pool,
-    Prefix, Reach, Reader, ReaderOf, RequestTier, Result, Route, Rows, Rt, ScopedReader,
-    ServerCheck, ServerStats, Source, Tally, Tier, TierStats, TiersStats, Unstored, Weigh,
-    contract, entry, get, get_many, prime, refresh, uncached, warm,
+    AccessorStats, Answer, Backend, BackendExt, BackendStats, Backlog, Batch, Before, BoxError,
+    Cache, CacheBuilder, CacheStats, CallStats, Change, Changing, Codec, CommitError,
+    CommitFailure, Committed, Compression, Config, Dataset, DeployImmutable, DeployTier,
+    Dictionary, Direct, Entity, Error, ErrorKind, FieldBits, FieldSet, Flush, FlushError, FlushOn,
+    FlushQuery, Form, Immutable, KeyPart, KeyWriter, Keys, Latency, Lifetime, LiveGeneration,
+    LoadError, LockRow, Missing, NoTier, Observed, Outbox, Pending, Plain, Plan, Pool, Prefix,
+    Reach, Reader, ReaderOf, Register, RequestTier, Result, Route, Rows, Rt, Savepoint,
+    ScopedReader, ServerCheck, ServerStats, Source, Tally, Tier, TierStats, TiersStats,
+    TransactionError, Transactional, Tx, Uncached, Unstored, Weigh, WriteStats, contract, dataset,
+    entry, get, get_many, link, plan, prime, refresh, uncached, warm,
 };
 #[cfg(feature = "axum")]
 pub use larder_tiers::NoRequest;

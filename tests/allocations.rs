@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use larder_backends::{Memcached, MemcachedConfig, Memory, MemoryConfig};
 use larder_core::{
-    Backend as _, Cache, Dataset, DeployImmutable, DeployTier, GetOptions, Keys, Lifetime, Lookup,
-    NoTier, Plain, RequestTier, Rt, Set, Source, WriteOptions,
+    Backend as _, Cache, Dataset, DeployImmutable, DeployTier, FlushOn, GetOptions, Keys, Lifetime,
+    Lookup, NoTier, Plain, RequestTier, Rt, Set, Source, WriteOptions,
 };
 use larder_harness::server::{Listen, MemcachedServer};
 use larder_tiers::{Request, Tiers};
@@ -50,6 +50,10 @@ macro_rules! datasets {
             type Form = Plain;
             type Tier = $tier;
             type Error = Infallible;
+
+            fn flush_on(plan: &mut FlushOn<Self>) {
+                plan.by_hand();
+            }
 
             async fn load((): &mut (), keys: Vec<$key>) -> Result<Vec<($key, $value)>, Infallible> {
                 let make: fn($key) -> $value = $make;

@@ -320,6 +320,10 @@ impl Backend for Memory {
         self.closed.store(true, Ordering::Release);
     }
 
+    fn server_of(&self, _: Key<'_>) -> usize {
+        0
+    }
+
     fn pool(&self) -> Pool {
         Pool::new(self.store.description.as_str(), Reach::Process)
     }

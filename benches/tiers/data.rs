@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use larder_backends::{Memory, MemoryConfig};
 use larder_core::{
-    Cache, Dataset, DeployImmutable, DeployTier, Lifetime, Plain, RequestTier, Rt, Source,
+    Cache, Dataset, DeployImmutable, DeployTier, FlushOn, Lifetime, Plain, RequestTier, Rt, Source,
 };
 use larder_tiers::Tiers;
 use serde::{Deserialize, Serialize};
@@ -71,6 +71,10 @@ macro_rules! datasets {
             type Form = Plain;
             type Tier = $tier;
             type Error = Infallible;
+
+            fn flush_on(plan: &mut FlushOn<Self>) {
+                plan.by_hand();
+            }
 
             async fn load((): &mut (), keys: Vec<$key>) -> Result<Vec<($key, $value)>, Infallible> {
                 let make: fn($key) -> $value = $make;

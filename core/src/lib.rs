@@ -6,16 +6,34 @@
 pub mod conformance;
 pub mod contract;
 pub mod entry;
+mod generation;
 mod observed;
 #[cfg(feature = "metrics")]
 mod publish;
 mod read;
 mod rt;
 mod stats;
+mod switches;
+mod write;
 
 pub use contract::*;
 pub use entry::{Codec, Compression, Dictionary};
+pub use generation::{LiveGeneration, Uncached};
 pub use observed::Observed;
 pub use read::*;
 pub use rt::{Instant, Rt, Turn};
-pub use stats::{AccessorStats, CacheStats, Latency, Tally};
+pub use stats::{AccessorStats, CacheStats, Latency, Tally, WriteStats};
+pub use switches::Mechanism;
+pub use write::{
+    Backlog, Before, Change, CommitError, CommitFailure, Committed, Decide, Edit, Entity,
+    FieldBits, FieldSet, Flush, FlushOn, FlushQuery, Generation, LockRow, Outbox, Pending, Plan,
+    Purge, Register, Registered, Row, RowId, Savepoint, TransactionError, Transactional, Tx, plan,
+};
+
+/// What the macros need.
+#[doc(hidden)]
+pub mod private {
+    pub use linkme;
+
+    pub use crate::write::{LINKED, Linked};
+}

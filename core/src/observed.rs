@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use tracing::{Instrument as _, Span};
 
 use crate::contract::{
-    Backend, BackendStats, Fill, FillOutcome, Found, GetOptions, Keys, Lease, Pool, Result,
+    Backend, BackendStats, Fill, FillOutcome, Found, GetOptions, Key, Keys, Lease, Pool, Result,
     ServerCheck, Set, WriteOptions,
 };
 use crate::rt::{Instant, Rt};
@@ -152,6 +152,10 @@ impl Backend for Observed {
 
     async fn close(&self, deadline: Duration) {
         self.inner.close(deadline).await;
+    }
+
+    fn server_of(&self, key: Key<'_>) -> usize {
+        self.inner.server_of(key)
     }
 
     fn pool(&self) -> Pool {

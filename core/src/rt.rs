@@ -74,6 +74,16 @@ impl Rt {
         }
     }
 
+    /// A monotonic clock that also counts while the machine is suspended, from some moment on.
+    ///
+    /// Where the system has none, it is the monotonic clock.
+    pub fn awake(&self) -> Duration {
+        match self.wall {
+            Wall::System => boot_time(),
+            Wall::Tokio { zero, .. } => Instant::now().duration_since(zero),
+        }
+    }
+
     /// Waits this long.
     pub async fn sleep(&self, duration: Duration) {
         tokio::time::sleep(duration).await;
@@ -150,6 +160,19 @@ impl Rt {
     pub async fn yield_now(&self) {
         tokio::task::yield_now().await;
     }
+}
+
+#[cfg(target_os = "linux")]
+fn boot_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Duration::try_from(time).unwrap_or_default()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn boot_time() -> Duration {
+    static ZERO: std::sync::LazyLock<std::time::Instant> =
+        std::sync::LazyLock::new(std::time::Instant::now);
+    ZERO.elapsed()
 }
 
 /// How long a task works before others get a turn. A turn is a pass through the runtime's driver: shorter stretches

@@ -3,8 +3,9 @@
 //! Every counter is a plain number that [`Cache::stats`](crate::Cache::stats) answers; with the feature `metrics` it is
 //! also a counter of the `metrics` facade, under the names of `docs/metrics.md`.
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -13,6 +14,8 @@ use tokio::sync::Notify;
 use crate::TiersStats;
 use crate::contract::{BackendStats, CallStats, Error, ErrorKind, Lost, Trips};
 use crate::entry::Rejection;
+use crate::generation::{LiveGeneration, Uncached};
+use crate::write::{Backlog, Undelivered};
 
 /// A number that only grows.
 #[derive(Debug)]
@@ -233,6 +236,10 @@ accessor_counters! {
     tier_misses = "larder_tier_lookups_total" {"outcome": "miss"};
     /// Keys that the tier sent past the store, since their flush wasn't confirmed.
     tier_distrusted = "larder_tier_lookups_total" {"outcome": "distrusted"};
+    /// Keys read past the store, since a flush of theirs, or of their server, waits.
+    held = "larder_keys_held_total";
+    /// Values that aren't stored, since their own flush plan wouldn't flush the key they were asked under.
+    refused_unflushable = "larder_fills_total" {"outcome": "refused", "reason": "unflushable"};
     /// Values that the tier didn't keep: no room for them.
     tier_refused = "larder_tier_refusals_total" {"reason": "no_room"};
     /// Values that the tier didn't keep: their key was dropped after their read began, or the request was over.
@@ -420,6 +427,118 @@ pub struct CacheStats {
     pub tiers: Option<TiersStats>,
     /// The backend's own.
     pub backend: BackendStats,
+    /// Commits, and what became of their flushes.
+    pub writes: WriteStats,
+    /// The generations that are live, for a source with an outbox.
+    pub generations: Vec<LiveGeneration>,
+    /// The data sets that are read past the store, since a live generation couldn't flush them.
+    pub uncached: HashMap<String, Uncached>,
+}
+
+/// Counts writes.
+#[derive(Debug)]
+pub(crate) struct WriteCounters {
+    trips: Arc<AtomicU64>,
+    pub(crate) commits: Counter,
+    pub(crate) failed: Counter,
+    pub(crate) unknown: Counter,
+    pub(crate) refused: Counter,
+    pub(crate) dropped: Counter,
+    pub(crate) fresh: Counter,
+    pub(crate) pending: Counter,
+    pub(crate) relayed: Counter,
+    pub(crate) servers_held: Counter,
+    backlog: Mutex<Option<Backlog>>,
+}
+
+impl Default for WriteCounters {
+    fn default() -> Self {
+        let commit = |outcome| Counter::new("larder_commits_total", &[("outcome", outcome)]);
+        let flush = |outcome| Counter::new("larder_flushes_total", &[("outcome", outcome)]);
+        Self {
+            trips: Arc::default(),
+            commits: commit("committed"),
+            failed: commit("failed"),
+            unknown: commit("unknown"),
+            refused: commit("refused"),
+            dropped: commit("dropped"),
+            fresh: flush("fresh"),
+            pending: flush("pending"),
+            relayed: Counter::new("larder_outbox_rows_relayed_total", &[]),
+            servers_held: Counter::new("larder_servers_held_total", &[]),
+            backlog: Mutex::default(),
+        }
+    }
+}
+
+impl WriteCounters {
+    pub(crate) fn trips(&self, tally: Option<&Arc<Tally>>) -> Trips {
+        Trips::into_both(
+            Arc::clone(&self.trips),
+            tally.map(|tally| Arc::clone(&tally.trips)),
+        )
+    }
+
+    pub(crate) fn set_backlog(&self, backlog: Backlog) {
+        *self.backlog.lock().unwrap_or_else(PoisonError::into_inner) = Some(backlog);
+    }
+
+    /// The numbers, with what waits now.
+    pub(crate) fn snapshot(&self, waiting: usize, undelivered: &Undelivered) -> WriteStats {
+        WriteStats {
+            trips: self.trips.load(Ordering::Relaxed),
+            commits: self.commits.get(),
+            failed: self.failed.get(),
+            unknown: self.unknown.get(),
+            refused: self.refused.get(),
+            dropped: self.dropped.get(),
+            fresh: self.fresh.get(),
+            pending: self.pending.get(),
+            relayed: self.relayed.get(),
+            servers_held: self.servers_held.get(),
+            waiting,
+            held_keys: undelivered.keys(),
+            held_accessors: undelivered.accessors(),
+            held_servers: undelivered.servers(),
+            outbox: *self.backlog.lock().unwrap_or_else(PoisonError::into_inner),
+        }
+    }
+}
+
+/// Plain numbers about commits and flushes, since the cache was built.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct WriteStats {
+    /// Exchanges with the store for flushes.
+    pub trips: u64,
+    /// Transactions that were committed.
+    pub commits: u64,
+    /// Commits that the database refused.
+    pub failed: u64,
+    /// Commits that aren't known to have succeeded or failed.
+    pub unknown: u64,
+    /// Commits that larder refused.
+    pub refused: u64,
+    /// Transactions that were dropped with changes.
+    pub dropped: u64,
+    /// Flushes that were confirmed at once.
+    pub fresh: u64,
+    /// Flushes that weren't.
+    pub pending: u64,
+    /// Rows of the outbox that this process delivered for whoever wrote them.
+    pub relayed: u64,
+    /// How often a server was away, so that it wasn't read until it was known what to flush there.
+    pub servers_held: u64,
+    /// Flushes of this process that wait now.
+    pub waiting: usize,
+    /// Keys that this process reads from the source now, since their flush waits.
+    pub held_keys: usize,
+    /// Data sets that it reads from the source now, since too many of their keys wait.
+    pub held_accessors: Vec<String>,
+    /// Servers, by their place in the backend's, that it doesn't read now.
+    pub held_servers: Vec<usize>,
+    /// What waits in the outbox, as of the last look, which is made once a minute or when it is asked for.
+    pub outbox: Option<Backlog>,
 }
 
 /// What the reads and writes through one clone of a cache have cost.

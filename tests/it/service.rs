@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use larder::{
-    BuilderExt as _, Cache, Compression, Config, Dataset, Lifetime, NoTier, Plain, Rows, Source,
-    get, get_many,
+    BuilderExt as _, Cache, Compression, Config, Dataset, FlushOn, Lifetime, NoTier, Plain, Rows,
+    Source, get, get_many,
 };
 use larder_harness::proxy::Proxy;
 use larder_harness::server::{Listen, MemcachedServer};
@@ -45,6 +45,10 @@ impl Dataset for Messages {
     type Form = Plain;
     type Tier = NoTier;
     type Error = Infallible;
+
+    fn flush_on(plan: &mut FlushOn<Self>) {
+        plan.by_hand();
+    }
 
     async fn load(table: &mut Table, ids: Vec<u64>) -> Result<Rows<Self>, Infallible> {
         let rows = table.0.lock().unwrap();

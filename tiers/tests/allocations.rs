@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use larder_backends::{Memory, MemoryConfig};
 use larder_core::{
-    Cache, Dataset, DeployImmutable, DeployTier, Immutable, Kept, Keys, Lifetime, Mark, Plain,
-    Prefix, RequestTier, Rows, Rt, Scopes as _, Source,
+    Cache, Dataset, DeployImmutable, DeployTier, FlushOn, Immutable, Kept, Keys, Lifetime, Mark,
+    Plain, Prefix, RequestTier, Rows, Rt, Scopes as _, Source,
 };
 use larder_tiers::{Request, Tiers, TiersConfig};
 use serde::{Deserialize, Serialize};
@@ -43,6 +43,10 @@ macro_rules! dataset {
             type Form = Plain;
             type Tier = $tier;
             type Error = Infallible;
+
+            fn flush_on(plan: &mut FlushOn<Self>) {
+                plan.by_hand();
+            }
 
             async fn load((): &mut (), keys: Vec<$key>) -> Result<Rows<Self>, Infallible> {
                 Ok(keys.into_iter().map(|key| (key, Seven(7))).collect())

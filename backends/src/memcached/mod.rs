@@ -366,6 +366,13 @@ impl Backend for Memcached {
         join_all(self.servers.iter().map(|server| server.close(deadline))).await;
     }
 
+    fn server_of(&self, key: Key<'_>) -> usize {
+        match self.servers.len() {
+            1 => 0,
+            _ => self.placement.owner(key.as_bytes()),
+        }
+    }
+
     fn pool(&self) -> Pool {
         self.pool.clone()
     }

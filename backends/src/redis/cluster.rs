@@ -38,8 +38,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use larder_core::{
-    Backend, BackendStats, Error, ErrorKind, Fill, FillOutcome, Found, GetOptions, Keys, Lease,
-    Lookup, Pool, Reach, Result, Rt, ServerCheck, ServerStats, Set, Trips, WriteOptions,
+    Backend, BackendStats, Error, ErrorKind, Fill, FillOutcome, Found, GetOptions, Key, Keys,
+    Lease, Lookup, Pool, Reach, Result, Rt, ServerCheck, ServerStats, Set, Trips, WriteOptions,
 };
 
 use super::batch::{self, Job, Outcome, Part, Route};
@@ -479,6 +479,10 @@ impl Backend for RedisCluster {
         let deadline = super::later(self.rt.now(), deadline);
         let nodes = self.topology.nodes();
         join_all(nodes.iter().map(|node| node.close(deadline))).await;
+    }
+
+    fn server_of(&self, _: Key<'_>) -> usize {
+        0
     }
 
     fn pool(&self) -> Pool {

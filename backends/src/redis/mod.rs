@@ -29,8 +29,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use larder_core::{
-    Backend, BackendStats, Fill, FillOutcome, Found, GetOptions, Instant, Keys, Lease, Pool, Reach,
-    Result, Rt, ServerCheck, Set, Trips, WriteOptions,
+    Backend, BackendStats, Fill, FillOutcome, Found, GetOptions, Instant, Key, Keys, Lease, Pool,
+    Reach, Result, Rt, ServerCheck, Set, Trips, WriteOptions,
 };
 
 use batch::{Job, Outcome, Part};
@@ -185,6 +185,10 @@ impl Backend for Redis {
 
     async fn close(&self, deadline: Duration) {
         self.node.close(later(self.rt.now(), deadline)).await;
+    }
+
+    fn server_of(&self, _: Key<'_>) -> usize {
+        0
     }
 
     fn pool(&self) -> Pool {

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use serde::Serialize;
 
-use super::{Error, Keys, Lease, Result, Token};
+use super::{Error, Key, Keys, Lease, Result, Token};
 use crate::stats::Latency;
 
 /// A store of bytes by key, with leases.
@@ -77,6 +77,12 @@ pub trait Backend: Debug + Display + Send + Sync + 'static {
 
     /// Which servers these are.
     fn pool(&self) -> Pool;
+
+    /// Which server has this key: its place among those of [`Backend::check`] and [`Backend::stats`]. 0 where there is one,
+    /// or where keys move between them.
+    ///
+    /// What happens to one server, an outage, concerns its keys only; those of 0 where that stands for all.
+    fn server_of(&self, key: Key<'_>) -> usize;
 
     /// What was counted so far.
     fn stats(&self) -> BackendStats;

@@ -279,6 +279,19 @@ impl Keys {
         name: &str,
         arguments: &(impl KeyPart + ?Sized),
     ) -> Result<()> {
+        let start = self.text.len();
+        prefix.write(&mut self.text);
+        self.text.push(b'/');
+        self.push_parts(name, arguments, start)
+    }
+
+    /// Adds the name and the arguments to the key that begins at `start`, and ends it.
+    fn push_parts(
+        &mut self,
+        name: &str,
+        arguments: &(impl KeyPart + ?Sized),
+        start: usize,
+    ) -> Result<()> {
         // Without a branch per byte, since this is asked for every key.
         let legal = |byte: u8| {
             byte.is_ascii_alphanumeric() | (byte == b'.') | (byte == b'_') | (byte == b'-')
@@ -287,6 +300,7 @@ impl Keys {
             .bytes()
             .fold(!name.is_empty(), |all, byte| all & legal(byte))
         {
+            self.text.truncate(start);
             return Err(Error::new(
                 ErrorKind::Key,
                 format!(
@@ -295,9 +309,6 @@ impl Keys {
                 ),
             ));
         }
-        let start = self.text.len();
-        prefix.write(&mut self.text);
-        self.text.push(b'/');
         self.text.extend_from_slice(name.as_bytes());
         let mut writer = KeyWriter {
             text: &mut self.text,
@@ -310,16 +321,58 @@ impl Keys {
         let length = self.text.len() - start;
         if length > MAX_KEY {
             self.text.truncate(start);
-            return Err(Error::new(
-                ErrorKind::Key,
-                format!(
-                    "the key of accessor `{name}` would be {length} bytes long, and {MAX_KEY} is the limit; \
-                     write long texts with KeyWriter::digest"
-                ),
-            ));
+            return Err(too_long(name, length));
         }
         self.end_key(hidden);
         Ok(())
+    }
+
+    /// Adds the key of these arguments without a prefix: what [`Keys::push_under`] makes whole.
+    ///
+    /// Fails, and adds nothing, if it can't be a key.
+    pub(crate) fn push_logical(
+        &mut self,
+        name: &str,
+        arguments: &(impl KeyPart + ?Sized),
+    ) -> Result<()> {
+        let start = self.text.len();
+        self.push_parts(name, arguments, start)
+    }
+
+    /// Adds a key that was made without a prefix, under this one.
+    ///
+    /// Fails, and adds nothing, if it would be too long to have been stored.
+    pub(crate) fn push_under(&mut self, prefix: Prefix, logical: Key<'_>) -> Result<()> {
+        let start = self.text.len();
+        prefix.write(&mut self.text);
+        self.text.push(b'/');
+        self.text.extend_from_slice(logical.bytes);
+        let length = self.text.len() - start;
+        if length > MAX_KEY {
+            self.text.truncate(start);
+            return Err(too_long(logical.accessor(), length));
+        }
+        self.end_key(logical.hidden);
+        Ok(())
+    }
+
+    /// These keys, made without a prefix, under this one.
+    pub(crate) fn under(&self, prefix: Prefix) -> Self {
+        let mut whole = Self::with_capacity(self.len());
+        for key in self.iter() {
+            // What is too long was never stored.
+            let _ = whole.push_under(prefix, key);
+        }
+        whole
+    }
+
+    /// Adds all keys of another batch.
+    pub(crate) fn append(&mut self, other: &Self) {
+        self.text.reserve(other.text.len());
+        for key in other.iter() {
+            self.text.extend_from_slice(key.bytes);
+            self.end_key(key.hidden);
+        }
     }
 
     /// Adds a raw key, which must be 1 to [`MAX_KEY`] printable ASCII characters without blanks.
@@ -408,6 +461,16 @@ impl Keys {
     }
 }
 
+fn too_long(accessor: &str, length: usize) -> Error {
+    Error::new(
+        ErrorKind::Key,
+        format!(
+            "the key of accessor `{accessor}` would be {length} bytes long, and {MAX_KEY} is the limit; \
+             write long texts with KeyWriter::digest"
+        ),
+    )
+}
+
 impl fmt::Debug for Keys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.iter()).finish()
@@ -437,6 +500,12 @@ impl<'a> Key<'a> {
     pub fn without_prefix(self) -> &'a str {
         let key = self.as_str();
         key.split_once('/').map_or(key, |(_, rest)| rest)
+    }
+
+    /// The accessor whose key this is, if it was made without a prefix.
+    pub(crate) fn accessor(self) -> &'a str {
+        let key = self.as_str();
+        key.split_once(':').map_or(key, |(accessor, _)| accessor)
     }
 
     /// A hash of the texts that this key's digests hide; 0 without digests. It seeds the entry's tag.

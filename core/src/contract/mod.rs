@@ -16,4 +16,4 @@ pub use config::{Config, PrefixSettings, Settings};
 pub use error::{Error, ErrorKind, Result};
 pub use key::{Key, KeyPart, KeyWriter, Keys, MAX_KEY};
 pub use lease::{Lease, Token};
-pub use prefix::{Generations, MAX_PREFIX, Prefix, SingleGeneration, Target};
+pub use prefix::{MAX_PREFIX, Prefix};

@@ -1,13 +1,12 @@
 //! The prefix of every key: which running version of which deployment an entry belongs to.
 
 use std::fmt;
-use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use smallvec::SmallVec;
 
-use super::{Backend, Error, ErrorKind, Pool, Result};
+use super::{Error, ErrorKind, Pool, Result};
 
 /// The longest prefix in bytes: 20 that are configured, a dot, and 11 of the pool's hash.
 pub const MAX_PREFIX: usize = 32;
@@ -58,6 +57,20 @@ impl Prefix {
         let mut bits = [0; 15];
         getrandom::fill(&mut bits).expect("the system is a source of randomness");
         Self::from_legal(URL_SAFE_NO_PAD.encode(bits).as_bytes())
+    }
+
+    /// A prefix that follows from these texts alone: 20 characters, 120 bits of their hash.
+    pub(crate) fn derived(texts: &[&str]) -> Self {
+        let mut hasher = blake3::Hasher::new_derive_key("larder prefix 1");
+        for text in texts {
+            hasher.update(&(text.len() as u64).to_le_bytes());
+            hasher.update(text.as_bytes());
+        }
+        Self::from_legal(
+            URL_SAFE_NO_PAD
+                .encode(&hasher.finalize().as_bytes()[..15])
+                .as_bytes(),
+        )
     }
 
     /// This prefix with a dot and 11 characters of the hash of the pool's description; asked again, for another pool,
@@ -112,48 +125,5 @@ impl fmt::Display for Prefix {
 impl fmt::Debug for Prefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?}", self.as_str())
-    }
-}
-
-/// Which generations are live: asked at every call, since the answer may change while the service runs.
-pub trait Generations: fmt::Debug + Send + Sync + 'static {
-    /// The generation this process reads and fills.
-    fn current(&self) -> Prefix;
-
-    /// Every generation whose entries a flush must delete.
-    fn targets(&self) -> Vec<Target>;
-}
-
-/// One generation to flush: its keys begin with the prefix and live in the backend.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Target {
-    /// What its keys begin with.
-    pub prefix: Prefix,
-    /// Where its entries live.
-    pub backend: Arc<dyn Backend>,
-}
-
-/// One generation that never changes: what a configured, random or file-kept prefix makes.
-#[derive(Debug)]
-pub struct SingleGeneration(Target);
-
-impl SingleGeneration {
-    /// The generation of this prefix in this backend; the pool's hash is added to the prefix.
-    pub fn new(prefix: Prefix, backend: Arc<dyn Backend>) -> Self {
-        Self(Target {
-            prefix: prefix.for_pool(&backend.pool()),
-            backend,
-        })
-    }
-}
-
-impl Generations for SingleGeneration {
-    fn current(&self) -> Prefix {
-        self.0.prefix
-    }
-
-    fn targets(&self) -> Vec<Target> {
-        vec![self.0.clone()]
     }
 }

@@ -15,7 +15,9 @@ use super::flight::Flights;
 use super::{Answer, Dataset, Form, Lifetime, Tier, TierKind};
 use crate::contract::{Error, ErrorKind, Key, Pool, Result};
 use crate::entry::{Dictionary, Marshaller, Rejection, fingerprint};
+use crate::generation::Listed;
 use crate::stats::{AccessorCounters, AccessorStats};
+use crate::write::{AccessorPlan, FlushOn, OwnKeys};
 
 /// Absences are remembered this long at most, unless the data set says otherwise.
 const ABSENT_TTL: Duration = Duration::from_secs(60);
@@ -42,6 +44,8 @@ pub(crate) struct Dictionaries {
 pub(crate) struct Setting<'a> {
     pub(crate) pool: &'a Pool,
     pub(crate) dictionaries: &'a HashMap<TypeId, Dictionaries>,
+    /// Whether the cache is built already, so that the flush plans don't know this any more.
+    pub(crate) late: bool,
     /// Whether the cache has in-process tiers.
     pub(crate) tiers: bool,
 }
@@ -60,6 +64,9 @@ pub(crate) struct Accessor<D: Dataset> {
     pub(crate) only: OnceLock<Only<D>>,
     /// When builds for the deploy tier may be tried again.
     pub(crate) backoff: Backoff<D::Key>,
+    /// Under which keys its values may be filled.
+    pub(crate) own_keys: OwnKeys<D>,
+    plan: AccessorPlan,
     bypass: AtomicBool,
 }
 
@@ -79,6 +86,7 @@ pub(crate) struct Warned {
     pub(crate) unencodable: Once,
     pub(crate) expired: Once,
     pub(crate) no_room: Once,
+    pub(crate) unflushable: Once,
 }
 
 /// True the first time it is asked.
@@ -107,8 +115,11 @@ impl<D: Dataset> Accessor<D> {
             );
         }
         let pool = setting.pool;
+        let (plan, own_keys) = FlushOn::<D>::declared().into_parts();
         Self {
-            marshaller: marshaller::<D>(setting),
+            marshaller: marshaller::<D>(setting, &plan),
+            own_keys,
+            plan,
             counters: AccessorCounters::new(D::NAME),
             flights: Flights::default(),
             places: Arc::new(Semaphore::new(
@@ -227,6 +238,11 @@ pub(crate) enum Opened<V> {
     FromAnotherTime,
 }
 
+/// The shape of what is stored.
+fn shape<D: Dataset>() -> Option<u64> {
+    D::SCHEMA.or_else(fingerprint::<<D::Form as Form<D::Value>>::In>)
+}
+
 /// The part of an accessor that needs no types.
 pub(crate) trait AnyAccessor: Any + Send + Sync {
     fn name(&self) -> &'static str;
@@ -234,6 +250,13 @@ pub(crate) trait AnyAccessor: Any + Send + Sync {
     fn stats(&self) -> AccessorStats;
     fn tier(&self) -> TierKind;
     fn set_bypass(&self, bypass: bool);
+    /// What makes it stale.
+    fn plan(&self) -> &AccessorPlan;
+    /// Its line in the manifest of a generation; `None` if nothing of it is stored.
+    fn listed(&self) -> Option<Listed>;
+    /// How long an entry may be served.
+    fn ttl(&self) -> Option<Duration>;
+    fn count_flushed(&self, confirmed: u64, unconfirmed: u64);
 }
 
 impl<D: Dataset> AnyAccessor for Accessor<D> {
@@ -256,6 +279,33 @@ impl<D: Dataset> AnyAccessor for Accessor<D> {
     fn set_bypass(&self, bypass: bool) {
         self.bypass.store(bypass, Ordering::Relaxed);
     }
+
+    fn plan(&self) -> &AccessorPlan {
+        &self.plan
+    }
+
+    fn listed(&self) -> Option<Listed> {
+        if !D::Form::STORED {
+            return None;
+        }
+        Some(Listed {
+            shape: format!("{:016x}", shape::<D>()?),
+            rule: self.plan.rule::<D>(),
+            entities: self.plan.entities().map(str::to_owned).collect(),
+            flushed: matches!(D::LIFETIME, Lifetime::Ttl(_)),
+            ttl_s: D::LIFETIME.ttl().map(|ttl| ttl.as_secs() + 1),
+            lasting: D::OUTLIVES_DEPLOYS.then(String::new),
+        })
+    }
+
+    fn ttl(&self) -> Option<Duration> {
+        D::LIFETIME.ttl()
+    }
+
+    fn count_flushed(&self, confirmed: u64, unconfirmed: u64) {
+        self.counters.flushed.add(confirmed);
+        self.counters.flush_failures.add(unconfirmed);
+    }
 }
 
 /// An assertion for constants, whose failure the compiler shows where it is demanded, and not somewhere in `core`.
@@ -266,7 +316,7 @@ const fn demand(rule: bool, otherwise: &str) {
     }
 }
 
-fn marshaller<D: Dataset>(setting: &Setting<'_>) -> Result<Marshaller> {
+fn marshaller<D: Dataset>(setting: &Setting<'_>, plan: &AccessorPlan) -> Result<Marshaller> {
     let (name, pool) = (D::NAME, setting.pool);
     let refuse = |problem: String| {
         Err(Error::new(
@@ -284,6 +334,21 @@ fn marshaller<D: Dataset>(setting: &Setting<'_>) -> Result<Marshaller> {
         return refuse(format!(
             "needs a TTL above zero and of at most 100 years, not {ttl:?}; what never changes is Lifetime::Immutable"
         ));
+    }
+    let remembers_absence = Accessor::<D>::absent_ttl().is_some();
+    if let Some(problem) = plan.problem(D::LIFETIME, remembers_absence) {
+        return refuse(problem);
+    }
+    if setting.late && plan.watches_something() {
+        return refuse(
+            "has a flush plan, and wasn't registered when the cache was built; name it in `larder::dataset!`".into(),
+        );
+    }
+    if D::OUTLIVES_DEPLOYS && D::REVISION == 0 {
+        return refuse(
+            "OUTLIVES_DEPLOYS, and so needs a REVISION of at least 1, to be raised when its loader means something else"
+                .into(),
+        );
     }
     if D::LEASE < SHORTEST_LEASE || D::LEASE > LONGEST_LEASE {
         return refuse(format!("needs a LEASE of 1s to 1h, not {:?}", D::LEASE));
@@ -304,18 +369,12 @@ fn marshaller<D: Dataset>(setting: &Setting<'_>) -> Result<Marshaller> {
     if D::MAX_LOADS == 0 {
         return refuse("needs MAX_LOADS of at least 1".into());
     }
-    let shape = match D::SCHEMA {
-        Some(schema) => schema,
-        None => match fingerprint::<<D::Form as Form<D::Value>>::In>() {
-            Some(fingerprint) => fingerprint,
-            None => {
-                return refuse(
-                    "stores a type whose shape can't be derived from serde; give it `const SCHEMA: Option<u64> = \
-                     Some(1)` and raise the number with every change of the type"
-                        .into(),
-                );
-            }
-        },
+    let Some(shape) = shape::<D>() else {
+        return refuse(
+            "stores a type whose shape can't be derived from serde; give it `const SCHEMA: Option<u64> = Some(1)` and \
+             raise the number with every change of the type"
+                .into(),
+        );
     };
     let seed = xxhash_rust::xxh3::xxh3_64_with_seed(&shape.to_le_bytes(), u64::from(D::REVISION));
     let marshaller = Marshaller::new(D::CODEC, seed)

@@ -11,28 +11,28 @@ use crate::contract::{Error, ErrorKind};
 
 /// The data sets of one cache; or those that were registered, and those that weren't, apart.
 #[derive(Default)]
-pub(super) struct Accessors {
+pub(crate) struct Accessors {
     by_type: HashMap<TypeId, Arc<dyn AnyAccessor>, BuildHasherDefault<TypeIdHasher>>,
     by_name: HashMap<&'static str, TypeId>,
 }
 
 impl Accessors {
     /// What all reads of this data set share.
-    pub(super) fn of<D: Dataset>(&self) -> Option<&Arc<dyn AnyAccessor>> {
+    pub(crate) fn of<D: Dataset>(&self) -> Option<&Arc<dyn AnyAccessor>> {
         self.by_type.get(&TypeId::of::<D>())
     }
 
-    pub(super) fn named(&self, name: &str) -> Option<&Arc<dyn AnyAccessor>> {
+    pub(crate) fn named(&self, name: &str) -> Option<&Arc<dyn AnyAccessor>> {
         self.by_type.get(self.by_name.get(name)?)
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<dyn AnyAccessor>> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<dyn AnyAccessor>> {
         self.by_type.values()
     }
 
     /// Makes the accessor of this data set, unless it is there. Where it can't be cached as it is, or where `others`
     /// have its name too, it has a problem.
-    pub(super) fn add<D: Dataset>(
+    pub(crate) fn add<D: Dataset>(
         &mut self,
         setting: &Setting<'_>,
         others: &Self,

@@ -15,12 +15,12 @@ use super::accessor::{Accessor, AnyAccessor, Dictionaries, Setting};
 use super::accessors::Accessors;
 use super::{Dataset, DeployImmutable, DeployTier, Scope, Scopes, Source, Tier as _, TierKind};
 use crate::Rt;
-use crate::contract::{
-    Backend, Error, ErrorKind, Generations, Prefix, PrefixSettings, Result, ServerCheck,
-    SingleGeneration,
-};
+use crate::contract::{Backend, Error, ErrorKind, Prefix, PrefixSettings, Result, ServerCheck};
 use crate::entry::Dictionary;
+use crate::generation::{Entrant, Generations, Manifest, OpenPool, holder};
 use crate::stats::{CacheStats, Tally};
+use crate::switches::{Mechanism, Switches};
+use crate::write::{self, LINKED, Outbox, Plans, Register, RegisterDataset, Writes};
 
 /// How many loads run at once in one process, over all data sets.
 const MAX_LOADS: usize = 32;
@@ -33,7 +33,7 @@ const LOAD_QUEUE: Duration = Duration::from_secs(30);
 /// It is a handle: cloning it is cheap, and every clone is the same cache. Nothing is global, so that two caches in one
 /// process, or a thousand in a test run, don't know of each other.
 pub struct Cache<S: Source> {
-    pub(super) shared: Arc<Shared<S>>,
+    pub(crate) shared: Arc<Shared<S>>,
     pub(super) tally: Option<Arc<Tally>>,
     /// The request whose reads and flushes these are.
     pub(super) scope: Option<Arc<dyn Scope>>,
@@ -41,26 +41,45 @@ pub struct Cache<S: Source> {
 
 /// What every clone of a cache shares.
 pub(crate) struct Shared<S: Source> {
-    pub(super) source: S,
-    pub(super) backend: Arc<dyn Backend>,
-    pub(super) generations: Arc<dyn Generations>,
-    pub(super) rt: Rt,
+    pub(crate) source: S,
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) generations: Generations,
+    pub(crate) writes: Writes<S>,
+    switches: Switches,
+    pub(crate) rt: Rt,
     /// Places for loads, over all data sets.
-    pub(super) places: Arc<Semaphore>,
-    pub(super) load_queue: Duration,
+    pub(crate) places: Arc<Semaphore>,
+    pub(crate) load_queue: Duration,
     /// Loads, fills and flushes under way.
-    pub(super) tasks: TaskTracker,
+    pub(crate) tasks: TaskTracker,
     /// Cancelled when no more loads may start.
-    pub(super) closing: CancellationToken,
+    pub(crate) closing: CancellationToken,
     /// Fixed when the cache was built, so that hot paths find them without a lock.
     registered: Accessors,
     /// Those of data sets that were used without having been registered.
     others: RwLock<Accessors>,
     dictionaries: HashMap<TypeId, Dictionaries>,
-    pub(super) tiers: Option<Arc<dyn Scopes>>,
+    pub(crate) tiers: Option<Arc<dyn Scopes>>,
     /// What is kept as long as the cache lives.
-    pub(super) deploy: Option<Arc<dyn Scope>>,
+    pub(crate) deploy: Option<Arc<dyn Scope>>,
     bypass: AtomicBool,
+}
+
+impl<S: Source> Shared<S> {
+    /// Whether a mechanism is switched off, as only a test does.
+    pub(crate) fn without(&self, mechanism: Mechanism) -> bool {
+        self.switches.is_off(mechanism)
+    }
+
+    /// Counts keys of a flush.
+    pub(crate) fn count_flushed(&self, accessor: &str, confirmed: u64, unconfirmed: u64) {
+        let others = self.others.read();
+        let others = others.unwrap_or_else(PoisonError::into_inner);
+        let known = self.registered.named(accessor).or(others.named(accessor));
+        if let Some(known) = known {
+            known.count_flushed(confirmed, unconfirmed);
+        }
+    }
 }
 
 impl<S: Source> Clone for Cache<S> {
@@ -97,6 +116,11 @@ impl<S: Source> Cache<S> {
             register: Vec::new(),
             tiers: None,
             warm: Vec::new(),
+            version: None,
+            bounded: false,
+            strict: false,
+            open_pool: None,
+            switches: Switches::default(),
         }
     }
 
@@ -160,7 +184,12 @@ impl<S: Source> Cache<S> {
 
     /// The prefix under which entries are read and filled now.
     pub fn prefix(&self) -> Prefix {
-        self.shared.generations.current()
+        self.shared.generations.prefix()
+    }
+
+    /// The prefix of this data set's keys.
+    pub(super) fn prefix_of<D: Dataset>(&self) -> Prefix {
+        self.shared.generations.prefix_of(D::NAME)
     }
 
     /// Plain numbers since the cache was built, one set per data set that was registered or used.
@@ -181,10 +210,18 @@ impl<S: Source> Cache<S> {
             accessors.push(stats);
         });
         accessors.sort_by_key(|stats| stats.name);
+        let Shared {
+            generations,
+            writes,
+            ..
+        } = &*self.shared;
         CacheStats {
             accessors,
             tiers,
             backend: self.shared.backend.stats(),
+            writes: writes.stats(),
+            generations: generations.live(),
+            uncached: generations.uncached(),
         }
     }
 
@@ -222,9 +259,11 @@ impl<S: Source> Cache<S> {
         known
     }
 
-    /// Starts no more loads, waits for those under way and for their fills and flushes, and closes the backend.
+    /// Starts no more loads, waits for those under way, for their fills, and for commits and flushes, and closes the
+    /// backend.
     ///
-    /// It takes at most twice the deadline. Reads that still come are answered from the store until it is closed, and
+    /// Called before the runtime ends, since that would cut a flush off from its commit. What isn't flushed by then stays
+    /// in the outbox, if there is one. It takes at most three times the deadline. Reads that still come are answered from the store until it is closed, and
     /// with [`LoadError::Closed`](super::LoadError::Closed) where they would have to load.
     pub async fn close(&self, deadline: Duration) {
         self.shared.tasks.close();
@@ -240,7 +279,50 @@ impl<S: Source> Cache<S> {
                 "larder was closed with loads, fills or flushes under way"
             );
         }
-        self.shared.backend.close(deadline).await;
+        let finish = write::finish(&self.shared);
+        self.shared.rt.timeout(deadline, finish).await;
+        let Shared {
+            backend,
+            generations,
+            ..
+        } = &*self.shared;
+        generations.close(backend, deadline).await;
+        backend.close(deadline).await;
+    }
+
+    /// Gives up all entries of a data set, in every process that shares this cache's database: the next reads load.
+    ///
+    /// Every process knows within 2 s; until then those that don't read what they did before. Needs a source with an
+    /// [outbox](Source::outbox), and can be done once a minute for each data set.
+    ///
+    /// # Errors
+    ///
+    /// If nothing tells the other processes, the database can't be asked, or the last purge was a moment ago.
+    pub async fn purge(&self, accessor: &str) -> Result<()> {
+        let mut known = false;
+        self.each_accessor(|each| known |= each.name() == accessor);
+        if !known {
+            return Err(Error::new(
+                ErrorKind::Config,
+                format!(
+                    "there is no data set `{}` to purge",
+                    accessor.escape_debug()
+                ),
+            ));
+        }
+        self.shared.generations.purge(accessor).await
+    }
+
+    /// Begins anew: every live generation ends, and every process registers another one, with an empty cache.
+    ///
+    /// For after a restore of the database to an earlier state, when what is cached is newer than what is true. In SQL it
+    /// is `DELETE FROM larder_generation`. Other processes notice when they renew their registration, within 10 s.
+    ///
+    /// # Errors
+    ///
+    /// If the source has no [outbox](Source::outbox), or the database can't be asked.
+    pub async fn rotate(&self) -> Result<()> {
+        self.shared.generations.rotate().await
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -296,6 +378,7 @@ impl<S: Source> Cache<S> {
     fn first_use<D: Dataset<Source = S>>(&self) -> Arc<dyn AnyAccessor> {
         let shared = &*self.shared;
         let setting = Setting {
+            late: true,
             pool: &shared.backend.pool(),
             dictionaries: &shared.dictionaries,
             tiers: shared.tiers.is_some(),
@@ -314,9 +397,6 @@ impl<S: Source> Cache<S> {
         accessor
     }
 }
-
-/// Makes the accessor of one registered data set.
-type Register = fn(&mut Accessors, &Setting<'_>) -> Arc<dyn AnyAccessor>;
 
 /// Has values built once the cache is there.
 type Warm<S> = Box<dyn FnOnce(&Cache<S>) + Send>;
@@ -352,9 +432,14 @@ pub struct CacheBuilder<S: Source> {
     load_queue: Duration,
     max_loads: usize,
     dictionaries: HashMap<TypeId, Dictionaries>,
-    register: Vec<Register>,
+    register: Vec<RegisterDataset>,
     tiers: Option<Arc<dyn Scopes>>,
     warm: Vec<Warm<S>>,
+    version: Option<String>,
+    bounded: bool,
+    strict: bool,
+    open_pool: Option<OpenPool>,
+    switches: Switches,
 }
 
 impl<S: Source> fmt::Debug for CacheBuilder<S> {
@@ -396,6 +481,47 @@ impl<S: Source> CacheBuilder<S> {
     /// another for each version of the code that reads them differently.
     pub fn prefix(mut self, prefix: Prefix) -> Self {
         self.prefix = Some(prefix);
+        self
+    }
+
+    /// Names the version of the code, for a source with an [outbox](Source::outbox): processes of one version and one pool
+    /// share entries. The same for all programs of a deployment, the web server and the worker; another for every build
+    /// that means something else.
+    ///
+    /// Not given, it is the configured prefix, or else a hash of the running program.
+    pub fn version(mut self, version: impl Into<String>) -> Self {
+        self.version = Some(version.into());
+        self
+    }
+
+    /// Allows a store that is private to this process on a database that other processes write to: their writes are seen
+    /// after the TTL.
+    pub fn bounded(mut self) -> Self {
+        self.bounded = true;
+        self
+    }
+
+    /// Makes mistakes of writers errors, as tests want it: a transaction that wrote and says neither what changed nor that
+    /// nothing did is refused, one that is dropped with changes panics.
+    pub fn strict_writes(mut self) -> Self {
+        self.strict = true;
+        self
+    }
+
+    /// Opens the pools of other generations, by the description of each: those that are live after the configuration of the
+    /// pool was changed have to be flushed too. [`open`](Self::open) by a configuration sets it.
+    pub fn open_pools<F>(mut self, open: F) -> Self
+    where
+        F: Fn(&str) -> Result<Arc<dyn Backend>> + Send + Sync + 'static,
+    {
+        self.open_pool = Some(Box::new(open));
+        self
+    }
+
+    /// Switches a mechanism off, so that a test can see what it is for.
+    #[cfg(feature = "switches")]
+    pub fn without(mut self, mechanism: Mechanism) -> Self {
+        self.switches.turn_off(mechanism);
         self
     }
 
@@ -482,27 +608,66 @@ impl<S: Source> CacheBuilder<S> {
             backend = wrap(backend, self.rt);
         }
         backend.start().await?;
-        let prefix = match self.prefix {
-            Some(prefix) => prefix,
-            None => configured.resolve(&backend.pool())?,
-        };
         let mut registered = Accessors::default();
         let setting = Setting {
+            late: false,
             pool: &backend.pool(),
             dictionaries: &self.dictionaries,
             tiers: self.tiers.is_some(),
         };
-        for register in self.register {
+        let source_type = TypeId::of::<S>();
+        let linked = LINKED
+            .iter()
+            .filter(|linked| (linked.source)() == source_type);
+        let linked = linked.map(|linked| linked.register);
+        for register in linked.chain(self.register) {
             let accessor = register(&mut registered, &setting);
             if let Some(problem) = accessor.problem() {
                 return Err(problem.clone());
             }
             tracing::debug!(accessor = accessor.name(), "registered");
         }
+        let outbox = self.source.outbox();
+        let generations = match &outbox {
+            Some(outbox) => {
+                let mut manifest = Manifest::default();
+                for accessor in registered.iter() {
+                    if let Some(listed) = accessor.listed() {
+                        manifest.list(accessor.name(), listed);
+                    }
+                }
+                let configured = || Some(configured.prefix?.to_string());
+                let given = self.prefix.map(|prefix| prefix.to_string());
+                let entrant = Entrant {
+                    version: match self.version.or(given).or_else(configured) {
+                        Some(version) => version,
+                        None => program_hash(self.rt).await?,
+                    },
+                    pool: backend.pool(),
+                    holder: holder(),
+                    manifest,
+                    bounded: self.bounded,
+                };
+                let open = self.open_pool.unwrap_or_else(|| Box::new(cant_open));
+                let outbox: Arc<dyn Outbox<S::Conn>> = Arc::clone(outbox);
+                let (register, backend) = (outbox as Arc<dyn Register>, Arc::clone(&backend));
+                Generations::enter(register, entrant, backend, open, self.rt).await?
+            }
+            None => {
+                let prefix = match self.prefix {
+                    Some(prefix) => prefix,
+                    None => configured.resolve(&backend.pool())?,
+                };
+                Generations::single(prefix, Arc::clone(&backend), self.rt)
+            }
+        };
+        let plans = Plans::new(registered.iter())?;
         let cache = Cache {
             shared: Arc::new(Shared {
                 source: self.source,
-                generations: Arc::new(SingleGeneration::new(prefix, Arc::clone(&backend))),
+                generations,
+                writes: Writes::new(plans, outbox, self.strict),
+                switches: self.switches,
                 backend,
                 rt: self.rt,
                 places: Arc::new(Semaphore::new(
@@ -521,6 +686,7 @@ impl<S: Source> CacheBuilder<S> {
             tally: None,
             scope: None,
         };
+        write::start(&cache.shared).await?;
         for warm in self.warm {
             warm(&cache);
         }
@@ -532,4 +698,37 @@ impl<S: Source> CacheBuilder<S> {
         )));
         Ok(cache)
     }
+}
+
+/// A hash of the running program: the version of the code where nobody names one.
+async fn program_hash(rt: Rt) -> Result<String> {
+    let hash = rt.spawn_blocking(|| {
+        let path = std::env::current_exe()?;
+        std::io::Result::Ok(blake3::hash(&std::fs::read(path)?))
+    });
+    match hash.await {
+        Ok(Ok(hash)) => Ok(format!("program-{}", &hash.to_hex()[..16])),
+        Ok(Err(error)) => Err(unnamed(error.to_string())),
+        Err(error) => Err(unnamed(error.to_string())),
+    }
+}
+
+fn unnamed(problem: String) -> Error {
+    Error::new(
+        ErrorKind::Config,
+        format!(
+            "the running program can't be read to tell its version ({problem}); name it by CacheBuilder::version, or \
+             configure a prefix"
+        ),
+    )
+}
+
+fn cant_open(pool: &str) -> Result<Arc<dyn Backend>> {
+    Err(Error::new(
+        ErrorKind::Unsupported,
+        format!(
+            "a live generation has its entries in {pool}, which this process can't open to flush it; build the cache from \
+             a configuration, or give it CacheBuilder::open_pools"
+        ),
+    ))
 }

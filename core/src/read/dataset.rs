@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use super::{Source, Tier};
 use crate::contract::KeyPart;
 use crate::entry::{Codec, Compression, owned_bytes};
+use crate::write::FlushOn;
 
 /// Any error, as conversions of stored forms give it.
 pub type BoxError = Box<dyn Error + Send + Sync>;
@@ -25,7 +26,7 @@ pub type BoxError = Box<dyn Error + Send + Sync>;
 /// # #[derive(Clone)] struct Db; struct Conn; impl Conn { async fn users(&mut self, ids: &[u64]) -> Result<Vec<User>, Infallible> { Ok(vec![]) } }
 /// # impl larder_core::Source for Db { type Conn = Conn; type Guard = Box<Conn>; type Error = Infallible;
 /// #   async fn acquire(&self) -> Result<Box<Conn>, Infallible> { Ok(Box::new(Conn)) } }
-/// use larder_core::{Dataset, Lifetime, NoTier, Plain};
+/// use larder_core::{Dataset, FlushOn, Lifetime, NoTier, Plain};
 ///
 /// #[derive(Clone, serde::Serialize, serde::Deserialize)]
 /// struct User { id: u64, name: String }
@@ -41,6 +42,10 @@ pub type BoxError = Box<dyn Error + Send + Sync>;
 ///     type Form = Plain;
 ///     type Tier = NoTier;
 ///     type Error = Infallible;
+///
+///     fn flush_on(plan: &mut FlushOn<Self>) {
+///         plan.by_hand(); // or, with transactions, the entity that is shown: see `FlushOn`
+///     }
 ///
 ///     async fn load(db: &mut Conn, ids: Vec<u64>) -> Result<Vec<(u64, User)>, Infallible> {
 ///         // SELECT … WHERE id IN (…): rows in any order, and none for an id that doesn't exist
@@ -60,8 +65,14 @@ pub trait Dataset: Sized + 'static {
     /// Whoever creates a row flushes its key, or readers may miss it this long.
     const ABSENT_TTL: Option<Duration> = None;
 
-    /// Raise it when a value of the same type gets another meaning: older entries then are misses.
+    /// Raise it when a value of the same type gets another meaning, or when what [`KeyPart`] or `flush_on` does changes
+    /// behind the same types: older entries then are misses, and two versions of the code don't share any.
     const REVISION: u32 = 0;
+
+    /// Whether entries outlive a deploy: the next version of the code finds them, if type, rule and
+    /// [`REVISION`](Self::REVISION) are the same. It needs a source with an outbox, and a `REVISION` of at least 1, since
+    /// a loader that means something else behind the same type is only told by that.
+    const OUTLIVES_DEPLOYS: bool = false;
 
     /// Stands for the shape of the value where it can't be derived from serde (`flatten`, `untagged`, validating
     /// constructors); raise it with every change of the type.
@@ -98,6 +109,12 @@ pub trait Dataset: Sized + 'static {
     type Tier: Tier<Self::Value>;
     /// Why a load failed.
     type Error: Error + Send + Sync + From<<Self::Source as Source>::Error> + 'static;
+
+    /// Declares what makes entries stale. Data that may change ([`Lifetime::Ttl`]) needs it: without a declaration the
+    /// data set is refused.
+    fn flush_on(plan: &mut FlushOn<Self>) {
+        let _ = plan;
+    }
 
     /// Loads the values of these keys, which are distinct and at least one.
     ///

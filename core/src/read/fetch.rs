@@ -1,6 +1,7 @@
 //! The way of one read: ask the store, open what it has, load what it hasn't.
 
 use std::borrow::Borrow;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -16,10 +17,11 @@ use super::{
     Answer, Batch, Cache, Changing, Dataset, DeployImmutable, DeployTier, Form, Immutable,
     Lifetime, LoadError, Reader, ReaderOf, Route, Source, Tier,
 };
-use crate::Instant;
 use crate::contract::{
     Error, GetOptions, Key, Keys, Lease, Lookup, Result, Set, Token, WriteOptions,
 };
+use crate::generation::Reading;
+use crate::{Instant, Mechanism};
 
 /// Keys that are leased, loaded and filled together. On a full small server the placeholders of more would evict each
 /// other before they are filled.
@@ -284,7 +286,7 @@ pub async fn prime<D: Immutable>(
         return Err(problem.clone());
     }
     let options = WriteOptions::trips(accessor.counters.trips(cache.tally.as_deref()));
-    let now = cache.shared.rt.wall();
+    let (now, prefix) = (cache.shared.rt.wall(), cache.prefix_of::<D>());
     let mut first_error = None;
     let mut values = values.into_iter().peekable();
     while values.peek().is_some() {
@@ -292,7 +294,7 @@ pub async fn prime<D: Immutable>(
         let mut sets = Vec::new();
         let mut entries = BytesMut::new();
         for (key, value) in values.by_ref().take(WINDOW) {
-            let sealed = wire.push(cache.prefix(), D::NAME, &key).and_then(|()| {
+            let sealed = wire.push(prefix, D::NAME, &key).and_then(|()| {
                 let key = wire.get(wire.len() - 1);
                 accessor.seal(
                     key,
@@ -422,6 +424,8 @@ struct Fetch<'f, D: Dataset, A: Asked<D>> {
     asked: &'f mut A,
     /// The tier in front of this read.
     memo: Memo<'f>,
+    /// Under which prefix, and until when.
+    reading: Reading,
     span: Span,
     /// Whether a loader asks, which shares nothing with others.
     nested: bool,
@@ -457,6 +461,7 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
     fn new(cache: &'f Cache<D::Source>, asked: &'f mut A, memo: Memo<'f>, span: Span) -> Self {
         Self {
             accessor: cache.accessor::<D>(),
+            reading: cache.shared.generations.reading(D::NAME),
             cache,
             asked,
             memo,
@@ -489,7 +494,9 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
         if load::is_recursive::<D>(self.cache, self.keys()) {
             return Err(LoadError::Recursive { accessor: D::NAME });
         }
-        let bypassed = way == Way::Past || self.cache.is_bypassed_for(&*self.accessor);
+        let bypassed = way == Way::Past
+            || !self.reading.through
+            || self.cache.is_bypassed_for(&*self.accessor);
         if way == Way::Refresh && D::Form::STORED && !bypassed {
             for position in 0..self.asked.len() {
                 self.address(position);
@@ -557,9 +564,12 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
             self.wire = Keys::with_capacity(count);
             self.positions.reserve(count);
         }
+        let holds_some = !self.cache.shared.writes.undelivered.is_empty();
         for nth in 0..count {
             let position = self.memo.position(nth);
-            let running = match self.nested || way == Way::Refresh {
+            // While some flush isn't confirmed, a fill that was stored is no proof of being new.
+            let alone = self.nested || way == Way::Refresh || holds_some;
+            let running = match alone {
                 true => None,
                 false => self.accessor.flights.join(self.asked.key(position)),
             };
@@ -573,8 +583,13 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
 
     /// Makes the wire key of this distinct key; what can't be a key is loaded uncached.
     fn address(&mut self, position: usize) {
-        let prefix = self.cache.prefix();
+        let prefix = self.reading.prefix;
         match self.wire.push(prefix, D::NAME, self.asked.key(position)) {
+            Ok(()) if self.is_held(self.wire.len() - 1) => {
+                self.wire.truncate(self.wire.len() - 1);
+                self.accessor.counters.held.add(1);
+                self.miss(position, None);
+            }
             Ok(()) => self.positions.push(position),
             Err(error) => {
                 self.accessor.counters.bypassed.add(1);
@@ -584,6 +599,12 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
                 self.miss(position, None);
             }
         }
+    }
+
+    /// Whether a flush of this wire key isn't confirmed, so that what the store has of it may be old.
+    fn is_held(&self, index: usize) -> bool {
+        let undelivered = &self.cache.shared.writes.undelivered;
+        !undelivered.is_empty() && undelivered.holds(self.wire.get(index).without_prefix())
     }
 
     /// Waits for the load of this key that holds this lease, if it is ours to wait for.
@@ -619,6 +640,9 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
         })
         .await;
         self.wire = wire;
+        if !self.stands() {
+            self.take_back(0..self.positions.len());
+        }
     }
 
     /// Looks these wire keys up again, each with a lease.
@@ -628,6 +652,32 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
             fetch.sort(wire.get(nth), indices[nth], lookup);
         })
         .await;
+        if !self.stands() {
+            self.take_back(indices);
+        }
+    }
+
+    /// Whether the generation's registration lasted until the answers were there.
+    fn stands(&self) -> bool {
+        let shared = &self.cache.shared;
+        self.reading.stands(&shared.rt) || shared.without(Mechanism::Registration)
+    }
+
+    /// Has loaded what an exchange answered from these wire keys: others may have stopped flushing them meanwhile.
+    #[cold]
+    fn take_back(&mut self, exchange: impl IntoIterator<Item = usize>) {
+        let open = self.busy.iter().chain(&self.later);
+        let mut open: HashSet<usize> = open.map(|&index| self.positions[index]).collect();
+        open.extend(self.missed.iter().map(|missed| missed.position));
+        open.extend(self.followed.iter().map(|(position, _)| *position));
+        for index in exchange {
+            let position = self.positions[index];
+            if open.insert(position) {
+                self.accessor.counters.held.add(1);
+                self.asked.set(position, None);
+                self.miss(position, None);
+            }
+        }
     }
 
     /// Asks the store, and hands over what it says as it comes, so that entries are opened while others are on their way.
@@ -659,6 +709,10 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
     fn sort(&mut self, key: Key<'_>, index: usize, lookup: Result<Lookup>) {
         let position = self.positions[index];
         match lookup {
+            Ok(Lookup::Hit { .. }) if self.was_away(key) => {
+                self.accessor.counters.held.add(1);
+                self.miss(position, None);
+            }
             Ok(Lookup::Hit { value, token }) => self.sort_hit(key, index, &value, token),
             Ok(Lookup::Miss { lease }) => {
                 let lease = match self.accessor.fenced {
@@ -670,10 +724,21 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
             Ok(Lookup::Busy { age, token }) => self.sort_busy(index, age, token),
             Err(error) => {
                 self.accessor.counters.failed.add(1);
+                let shared = &self.cache.shared;
+                shared
+                    .writes
+                    .was_away(&error, shared.backend.server_of(key));
                 tracing::debug!(accessor = D::NAME, %error, "a look-up failed");
                 self.miss(position, None);
             }
         }
+    }
+
+    /// Whether the server of this key was away, and it isn't known yet what was to be flushed there.
+    fn was_away(&self, key: Key<'_>) -> bool {
+        let shared = &self.cache.shared;
+        let undelivered = &shared.writes.undelivered;
+        !undelivered.is_empty() && undelivered.holds_server(shared.backend.server_of(key))
     }
 
     fn sort_hit(&mut self, key: Key<'_>, index: usize, entry: &[u8], token: Token) {
@@ -875,7 +940,7 @@ impl<D: Dataset, A: Asked<D>> Drop for Fetch<'_, D, A> {
         for Missed { position, lease } in std::mem::take(&mut self.missed) {
             // The wire keys are gone with the exchange that was left.
             if let Some((_, lease)) = lease.filter(|_| !self.replaces)
-                && let Ok(()) = wire.push(self.cache.prefix(), D::NAME, self.asked.key(position))
+                && let Ok(()) = wire.push(self.reading.prefix, D::NAME, self.asked.key(position))
             {
                 leases.push(lease);
             }

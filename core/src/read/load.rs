@@ -17,11 +17,11 @@ use tracing::Instrument as _;
 use super::accessor::Accessor;
 use super::flight::{Load, Outcome, Phase};
 use super::{Answer, Cache, Dataset, LoadError, Recall, Rows, Scope, Source, Tier, TierKind, memo};
-use crate::Instant;
 use crate::contract::{
     Error, ErrorKind, Fill, FillOutcome, Keys, Lease, Lost, Result, Set, Trips, WriteOptions,
 };
 use crate::stats::Unsettled;
+use crate::{Instant, Mechanism};
 
 tokio::task_local! {
     /// The load that this task runs, and those that wait for it: the only thing in larder that travels with a task.
@@ -276,7 +276,7 @@ impl<D: Dataset> Running<D> {
     /// The wire key, and what the scope has of it; `None` for what can't be a key.
     fn in_scope(&self, scope: &dyn Scope, key: &D::Key) -> Option<(Keys, Recall<Answer<D>>)> {
         let mut wire = Keys::new();
-        wire.push(self.cache.prefix(), D::NAME, key).ok()?;
+        wire.push(self.cache.prefix_of::<D>(), D::NAME, key).ok()?;
         let recalled = memo::recall::<D>(scope, wire.get(0));
         Some((wire, recalled))
     }
@@ -373,13 +373,19 @@ impl<D: Dataset> Running<D> {
         let mut entries = BytesMut::new();
         let leased = leases
             .into_iter()
-            .zip(values)
-            .filter_map(|(lease, value)| Some((lease?, value)));
-        for (position, (lease, value)) in leased.enumerate() {
+            .zip(self.load.keys.iter().zip(values))
+            .filter_map(|(lease, row)| Some((lease?, row)));
+        for (position, (lease, (asked, value))) in leased.enumerate() {
             let ttl = match value {
                 Some(_) => D::LIFETIME.ttl(),
                 None => Accessor::<D>::absent_ttl(),
             };
+            if let Some(value) = value
+                && !self.may_fill(asked, value)
+            {
+                fills.release.push((position, lease));
+                continue;
+            }
             if value.is_none() && ttl.is_none() {
                 fills.release.push((position, lease));
                 continue;
@@ -401,6 +407,29 @@ impl<D: Dataset> Running<D> {
             }
         }
         fills
+    }
+
+    /// Whether a change of this value would flush the key it was asked under, as far as its plan tells: under an address
+    /// in capitals, found by a query that ignores case, nobody would.
+    fn may_fill(&self, asked: &D::Key, value: &Answer<D>) -> bool {
+        let own_keys = &self.accessor.own_keys;
+        let shared = &self.cache.shared;
+        // The plan's functions are the user's code.
+        let has = || own_keys.have(D::Tier::value(value), asked);
+        if catch_unwind(AssertUnwindSafe(has)).unwrap_or(false)
+            || shared.without(Mechanism::OwnKeys)
+        {
+            return true;
+        }
+        self.accessor.counters.refused_unflushable.add(1);
+        if self.accessor.warned.unflushable.first() {
+            tracing::warn!(
+                accessor = D::NAME,
+                "a value is served and not stored, since its flush plan has another key for it than it was asked under; \
+                 normalise the argument in its type"
+            );
+        }
+        false
     }
 
     fn count_refusal(&self, error: &Error) {

@@ -42,7 +42,7 @@ pub(super) fn kept<D: Dataset>(
         Some(only) => Some(only.value.clone()),
         None => {
             let mut wire = Keys::new();
-            wire.push(cache.prefix(), D::NAME, key).ok()?;
+            wire.push(cache.prefix_of::<D>(), D::NAME, key).ok()?;
             match recall::<D>(cache.scope_of(accessor)?, wire.get(0)) {
                 Recall::Kept(value) => value,
                 Recall::Unknown(_) | Recall::Distrusted => return None,
@@ -93,7 +93,7 @@ impl<'f> Memo<'f> {
             unkeyable: Positions::new(),
             distrusted: Positions::new(),
         };
-        let prefix = cache.prefix();
+        let prefix = cache.prefix_of::<D>();
         let mut hits = 0;
         for position in 0..asked.len() {
             let at = open.wire.len();

@@ -22,7 +22,10 @@ mod scope;
 mod source;
 mod tier;
 
+pub(crate) use accessor::{Accessor, AnyAccessor, Setting};
+pub(crate) use accessors::Accessors;
 pub use batch::{Batch, Missing};
+pub(crate) use cache::Shared;
 pub use cache::{Cache, CacheBuilder};
 pub use dataset::{
     Answer, BoxError, Dataset, Form, Immutable, Lifetime, Plain, Rows, Unstored, Weigh,

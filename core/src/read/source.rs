@@ -2,6 +2,9 @@
 
 use std::error::Error;
 use std::ops::DerefMut;
+use std::sync::Arc;
+
+use crate::write::Outbox;
 
 /// Where loads come from: an sqlx pool, an HTTP client, a `Vec` in a test.
 ///
@@ -38,4 +41,10 @@ pub trait Source: Clone + Send + Sync + 'static {
 
     /// A connection for one load.
     fn acquire(&self) -> impl Future<Output = Result<Self::Guard, Self::Error>> + Send;
+
+    /// The database's memory of flushes, and of the generations that are running; without one, a prefix is configured, and
+    /// a flush that a crash prevents is made up for by the TTL.
+    fn outbox(&self) -> Option<Arc<dyn Outbox<Self::Conn>>> {
+        None
+    }
 }

@@ -10,9 +10,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use larder_core::conformance::{Abilities, Peeked, Subject};
 use larder_core::{
-    Backend, BackendStats, Error, ErrorKind, Fill, FillOutcome, Found, GetOptions, Instant, Keys,
-    Lease, Lookup, Lost, Pool, Reach, Result, Rt, ServerAnswer, ServerCheck, ServerStats, Set,
-    Token, Trips, WriteOptions,
+    Backend, BackendStats, Error, ErrorKind, Fill, FillOutcome, Found, GetOptions, Instant, Key,
+    Keys, Lease, Lookup, Lost, Pool, Reach, Result, Rt, ServerAnswer, ServerCheck, ServerStats,
+    Set, Token, Trips, WriteOptions,
 };
 
 /// One way to break the contract.
@@ -773,6 +773,10 @@ impl Backend for Handle {
         if !self.has(Flaw::CloseAbandonsWork) {
             self.rt.yield_now().await;
         }
+    }
+
+    fn server_of(&self, _: Key<'_>) -> usize {
+        0
     }
 
     fn pool(&self) -> Pool {

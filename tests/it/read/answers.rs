@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use larder_core::{
-    Cache, Direct, Lifetime, Reader, Route, get, get_many, prime, refresh, uncached, warm,
+    Cache, Direct, FlushOn, Lifetime, Reader, Route, get, get_many, prime, refresh, uncached, warm,
 };
 
 use super::shelf::{Broken, Conn, Fact, HOUR, Row, Shelf, cache, dataset, text};
@@ -168,6 +168,10 @@ async fn rows_that_nobody_asked_for_are_ignored_and_counted() {
         type Form = larder_core::Plain;
         type Tier = larder_core::NoTier;
         type Error = Broken;
+        fn flush_on(plan: &mut FlushOn<Self>) {
+            plan.by_hand();
+        }
+
         async fn load(shelf: &mut Conn, ids: Vec<u64>) -> Result<Vec<(u64, String)>, Broken> {
             let mut rows = shelf.0.load(&ids).await?;
             rows.push((99, "unasked".into()));

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use larder_backends::memcached::{Memcached, MemcachedConfig};
 use larder_core::{
-    Backend, Cache, Dataset, Lifetime, NoTier, Plain, Prefix, Rows, Rt, get, get_many,
+    Backend, Cache, Dataset, FlushOn, Lifetime, NoTier, Plain, Prefix, Rows, Rt, get, get_many,
 };
 use larder_harness::fake::{Fake, Step};
 use tokio::task::{JoinSet, yield_now};
@@ -36,6 +36,10 @@ impl Dataset for Slow {
     type Form = Plain;
     type Tier = NoTier;
     type Error = Broken;
+
+    fn flush_on(plan: &mut FlushOn<Self>) {
+        plan.by_hand();
+    }
 
     async fn load(shelf: &mut Conn, ids: Vec<u64>) -> Result<Rows<Self>, Broken> {
         turns(TURNS).await;

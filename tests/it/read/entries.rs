@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime};
 
 use larder_backends::{Memory, MemoryConfig};
 use larder_core::{
-    Backend, BackendExt as _, BoxError, Cache, Dataset, Form, GetOptions, Lifetime, Lookup, NoTier,
-    Plain, Prefix, Rows, Rt, Set, get, get_many,
+    Backend, BackendExt as _, BoxError, Cache, Dataset, FlushOn, Form, GetOptions, Lifetime,
+    Lookup, NoTier, Plain, Prefix, Rows, Rt, Set, get, get_many,
 };
 
 use super::shelf::{Broken, Conn, HOUR, Row, Shelf, cache, cache_on, clock, dataset, memory, text};
@@ -67,6 +67,10 @@ impl Dataset for Longer {
     type Form = Plain;
     type Tier = NoTier;
     type Error = Broken;
+
+    fn flush_on(plan: &mut FlushOn<Self>) {
+        plan.by_hand();
+    }
 
     async fn load(shelf: &mut Conn, ids: Vec<u64>) -> Result<Rows<Self>, Broken> {
         let rows = Row::load(shelf, ids).await?;
@@ -187,6 +191,10 @@ impl Dataset for Hooked {
     type Tier = NoTier;
     type Error = Broken;
 
+    fn flush_on(plan: &mut FlushOn<Self>) {
+        plan.by_hand();
+    }
+
     async fn load(shelf: &mut Conn, ids: Vec<u64>) -> Result<Rows<Self>, Broken> {
         Row::load(shelf, ids).await
     }
@@ -241,6 +249,10 @@ impl Dataset for ByText {
     type Form = Plain;
     type Tier = NoTier;
     type Error = Broken;
+
+    fn flush_on(plan: &mut FlushOn<Self>) {
+        plan.by_hand();
+    }
 
     async fn load(shelf: &mut Conn, texts: Vec<String>) -> Result<Rows<Self>, Broken> {
         Row::load(shelf, vec![texts.len() as u64]).await?;

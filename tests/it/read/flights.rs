@@ -5,7 +5,8 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use larder_core::{
-    BackendExt as _, Cache, Dataset, Lifetime, LoadError, NoTier, Plain, Rows, get, get_many,
+    BackendExt as _, Cache, Dataset, FlushOn, Lifetime, LoadError, NoTier, Plain, Rows, get,
+    get_many,
 };
 use tokio::task::JoinHandle;
 
@@ -410,6 +411,10 @@ impl Dataset for Uniques {
     type Form = Plain;
     type Tier = NoTier;
     type Error = Broken;
+
+    fn flush_on(plan: &mut FlushOn<Self>) {
+        plan.by_hand();
+    }
 
     async fn load(shelf: &mut Conn, ids: Vec<u64>) -> Result<Rows<Self>, Broken> {
         shelf.0.load(&ids).await?;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use larder_core::{
     Backend, BackendExt as _, BackendStats, Error, ErrorKind, Fill, FillOutcome, Found, GetOptions,
-    Keys, Lease, Pool, Result, ServerCheck, Set, WriteOptions,
+    Key, Keys, Lease, Pool, Result, ServerCheck, Set, WriteOptions,
 };
 use tokio::sync::Semaphore;
 
@@ -231,6 +231,10 @@ impl Backend for Gate {
 
     async fn close(&self, deadline: Duration) {
         self.inner.close(deadline).await;
+    }
+
+    fn server_of(&self, key: Key<'_>) -> usize {
+        self.inner.server_of(key)
     }
 
     fn pool(&self) -> Pool {

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use larder_core::{
-    BackendExt as _, Cache, Dataset, GetOptions, Lifetime, Observed, Plain, RequestTier, Set, get,
-    get_many,
+    BackendExt as _, Cache, Dataset, FlushOn, GetOptions, Lifetime, Observed, Plain, RequestTier,
+    Set, get, get_many,
 };
 use larder_tiers::{Request, Tiers, TiersConfig};
 use metrics::{
@@ -123,6 +123,10 @@ impl Dataset for Name {
     type Form = Plain;
     type Tier = RequestTier;
     type Error = Broken;
+
+    fn flush_on(plan: &mut FlushOn<Self>) {
+        plan.by_hand();
+    }
 
     async fn load(_: &mut Conn, ids: Vec<u64>) -> Result<Vec<(u64, String)>, Broken> {
         let name = |id| "n".repeat(if id % 2 == 0 { 8_000 } else { 8 });

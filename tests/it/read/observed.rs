@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex};
 
-use larder_core::{Dataset, Lifetime, NoTier, Plain, Rows, get, get_many};
+use larder_core::{Dataset, FlushOn, Lifetime, NoTier, Plain, Rows, get, get_many};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::subscriber::DefaultGuard;
@@ -122,6 +122,10 @@ impl Dataset for Secret {
     type Tier = NoTier;
     type Error = Broken;
 
+    fn flush_on(plan: &mut FlushOn<Self>) {
+        plan.by_hand();
+    }
+
     async fn load(shelf: &mut Conn, texts: Vec<String>) -> Result<Rows<Self>, Broken> {
         shelf.0.load(&[texts.len() as u64]).await?;
         Ok(texts.into_iter().map(|text| (text.clone(), text)).collect())
@@ -193,6 +197,10 @@ async fn the_loaders_own_spans_are_below_the_load() {
         type Form = Plain;
         type Tier = NoTier;
         type Error = Broken;
+
+        fn flush_on(plan: &mut FlushOn<Self>) {
+            plan.by_hand();
+        }
 
         async fn load(shelf: &mut Conn, ids: Vec<u64>) -> Result<Rows<Self>, Broken> {
             let _query = tracing::info_span!("query");

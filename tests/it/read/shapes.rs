@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use larder_core::entry::Codec;
-use larder_core::{Cache, Dataset, Lifetime, NoTier, Plain, Rows, get};
+use larder_core::{Cache, Dataset, FlushOn, Lifetime, NoTier, Plain, Rows, get};
 use serde::{Deserialize, Serialize};
 
 use super::shelf::{Broken, Conn, HOUR, Row, Shelf, memory};
@@ -53,6 +53,10 @@ macro_rules! shaped {
             type Form = Plain;
             type Tier = NoTier;
             type Error = Broken;
+
+            fn flush_on(plan: &mut FlushOn<Self>) {
+                plan.by_hand();
+            }
 
             async fn load(shelf: &mut Conn, ids: Vec<u64>) -> Result<Rows<Self>, Broken> {
                 let rows = Row::load(shelf, ids).await?.into_iter();

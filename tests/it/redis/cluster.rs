@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use larder::{
-    BuilderExt as _, Cache, Config, Dataset, Lifetime, NoTier, Plain, Rows, Source, get, get_many,
+    BuilderExt as _, Cache, Config, Dataset, FlushOn, Lifetime, NoTier, Plain, Rows, Source, get,
+    get_many,
 };
 use larder_backends::redis::{RedisCluster as Client, RedisConfig};
 use larder_core::{
@@ -307,6 +308,10 @@ impl Dataset for Texts {
     type Form = Plain;
     type Tier = NoTier;
     type Error = Infallible;
+
+    fn flush_on(plan: &mut FlushOn<Self>) {
+        plan.by_hand();
+    }
 
     async fn load(_: &mut Numbers, numbers: Vec<u64>) -> Result<Rows<Self>, Infallible> {
         Ok(numbers.into_iter().map(|n| (n, n.to_string())).collect())

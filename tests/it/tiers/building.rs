@@ -402,6 +402,10 @@ mod via_proxy {
             self.0.close(deadline).await;
         }
 
+        fn server_of(&self, _: larder_core::Key<'_>) -> usize {
+            0
+        }
+
         fn pool(&self) -> Pool {
             let mut pool = self.0.pool();
             pool.leases = false;

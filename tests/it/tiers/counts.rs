@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use larder_core::{
-    Dataset, KeyPart, KeyWriter, Lifetime, Plain, RequestTier, Rows, get, get_many, warm,
+    Dataset, FlushOn, KeyPart, KeyWriter, Lifetime, Plain, RequestTier, Rows, get, get_many, warm,
 };
 use larder_tiers::Request;
 
@@ -260,6 +260,10 @@ impl Dataset for Places {
     type Form = Plain;
     type Tier = RequestTier;
     type Error = Broken;
+
+    fn flush_on(plan: &mut FlushOn<Self>) {
+        plan.by_hand();
+    }
 
     async fn load(conn: &mut Conn, keys: Vec<Place>) -> Result<Rows<Self>, Broken> {
         conn.0.load(&[keys.len() as u64]).await?;

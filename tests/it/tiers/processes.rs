@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use larder_backends::memcached::{Memcached, MemcachedConfig};
 use larder_core::{
-    Cache, Dataset, Lifetime, Plain, Prefix, RequestTier, Rows, Rt, Source, get, get_many,
+    Cache, Dataset, FlushOn, Lifetime, Plain, Prefix, RequestTier, Rows, Rt, Source, get, get_many,
 };
 use larder_harness::server::{Listen, MemcachedServer};
 use larder_tiers::{Request, Tiers};
@@ -85,6 +85,10 @@ impl Dataset for MaySeeBooks {
     type Form = Plain;
     type Tier = RequestTier;
     type Error = Infallible;
+
+    fn flush_on(plan: &mut FlushOn<Self>) {
+        plan.by_hand();
+    }
 
     async fn load(files: &mut Files, users: Vec<u64>) -> Result<Rows<Self>, Infallible> {
         let permission = |user: u64| {

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use larder::{
-    BoxError, Cache, Dataset, DeployImmutable, DeployTier, Form, Lifetime, Memory, MemoryConfig,
-    NoTier, Plain, RequestTier, Rows, Rt, Source, Tiers, Unstored, Weigh,
+    BoxError, Cache, Dataset, DeployImmutable, DeployTier, FlushOn, Form, Lifetime, Memory,
+    MemoryConfig, NoTier, Plain, RequestTier, Rows, Rt, Source, Tiers, Unstored, Weigh,
 };
 use serde::{Deserialize, Serialize};
 
@@ -54,6 +54,10 @@ impl Dataset for UserById {
     type Tier = NoTier;
     type Error = Infallible;
 
+    fn flush_on(plan: &mut FlushOn<Self>) {
+        plan.by_hand();
+    }
+
     async fn load(_: &mut Conn, ids: Vec<u64>) -> Result<Rows<Self>, Infallible> {
         Ok(ids.into_iter().map(|id| (id, user())).collect())
     }
@@ -72,6 +76,10 @@ impl Dataset for UserOfRequest {
     type Form = Plain;
     type Tier = RequestTier;
     type Error = Infallible;
+
+    fn flush_on(plan: &mut FlushOn<Self>) {
+        plan.by_hand();
+    }
 
     async fn load(conn: &mut Conn, ids: Vec<u64>) -> Result<Rows<Self>, Infallible> {
         UserById::load(conn, ids).await

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use larder_backends::{Memory, MemoryConfig};
 use larder_core::{
-    Cache, Dataset, DeployImmutable, DeployTier, Kept, Lifetime, Plain, RequestTier, Rows, Rt,
-    Scopes as _, Source, Unstored, Weigh, get, refresh,
+    Cache, Dataset, DeployImmutable, DeployTier, FlushOn, Kept, Lifetime, Plain, RequestTier, Rows,
+    Rt, Scopes as _, Source, Unstored, Weigh, get, refresh,
 };
 use larder_tiers::{Request, Tiers, TiersConfig};
 use serde::{Deserialize, Serialize};
@@ -103,6 +103,10 @@ macro_rules! dataset {
             type Form = $form;
             type Tier = $tier;
             type Error = Broken;
+            fn flush_on(plan: &mut FlushOn<Self>) {
+                plan.by_hand();
+            }
+
             async fn load($db: &mut Db, $ids: Vec<u64>) -> Result<Rows<Self>, Broken> {
                 $load
             }

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use larder_backends::{Memory, MemoryConfig};
 use larder_core::{
-    Cache, Dataset, Kept, Keys, Lifetime, Mark, NoTier, Plain, Recall, RequestTier, Rows, Rt,
-    Scope, SharedValue, Source,
+    Cache, Dataset, FlushOn, Kept, Keys, Lifetime, Mark, NoTier, Plain, Recall, RequestTier, Rows,
+    Rt, Scope, SharedValue, Source,
 };
 use larder_tiers::Tiers;
 
@@ -108,6 +108,10 @@ macro_rules! dataset {
             type Form = Plain;
             type Tier = $tier;
             type Error = Infallible;
+
+            fn flush_on(plan: &mut FlushOn<Self>) {
+                plan.by_hand();
+            }
 
             async fn load(conn: &mut Rowid, keys: Vec<u64>) -> Result<Rows<Self>, Infallible> {
                 let row = |key| (key, conn.0.fetch_add(1, Ordering::SeqCst));

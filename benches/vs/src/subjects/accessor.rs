@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use async_trait::async_trait;
 use bytes::Bytes;
-use larder_core::{Cache, Dataset, Lifetime, NoTier, Plain, Prefix, Source};
+use larder_core::{Cache, Dataset, FlushOn, Lifetime, NoTier, Plain, Prefix, Source};
 use serde::{Deserialize, Serialize};
 
 use super::limit::Replay;
@@ -94,6 +94,10 @@ impl Dataset for MessageById {
     type Form = Plain;
     type Tier = NoTier;
     type Error = Infallible;
+
+    fn flush_on(plan: &mut FlushOn<Self>) {
+        plan.by_hand();
+    }
 
     async fn load(
         messages: &mut Messages,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use larder::{Compression, Dataset, Lifetime, NoTier, Plain};
+use larder::{Compression, Dataset, FlushOn, Lifetime, NoTier, Plain};
 use serde::{Deserialize, Serialize};
 use sqlx::QueryBuilder;
 use sqlx::sqlite::{Sqlite, SqliteConnection};
@@ -89,6 +89,10 @@ impl Dataset for Messages {
     type Form = Plain;
     type Tier = NoTier;
     type Error = sqlx::Error;
+
+    fn flush_on(plan: &mut FlushOn<Self>) {
+        plan.by_hand();
+    }
 
     async fn load(
         db: &mut SqliteConnection,

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use larder::{Dataset, Lifetime, NoTier, Plain};
+use larder::{Dataset, FlushOn, Lifetime, NoTier, Plain};
 use serde::{Deserialize, Serialize};
 use sqlx::sqlite::SqliteConnection;
 
@@ -46,6 +46,10 @@ impl Dataset for Streams {
     type Tier = NoTier;
     type Error = sqlx::Error;
 
+    fn flush_on(plan: &mut FlushOn<Self>) {
+        plan.by_hand();
+    }
+
     async fn load(
         db: &mut SqliteConnection,
         ids: Vec<StreamId>,
@@ -87,6 +91,10 @@ impl Dataset for Subscribers {
     type Form = Plain;
     type Tier = NoTier;
     type Error = sqlx::Error;
+
+    fn flush_on(plan: &mut FlushOn<Self>) {
+        plan.by_hand();
+    }
 
     async fn load(
         db: &mut SqliteConnection,

@@ -3,7 +3,9 @@
 use std::fmt;
 use std::time::Duration;
 
-use larder::{BoxError, Dataset, Form, KeyPart, KeyWriter, Lifetime, NoTier, Plain, RequestTier};
+use larder::{
+    BoxError, Dataset, FlushOn, Form, KeyPart, KeyWriter, Lifetime, NoTier, Plain, RequestTier,
+};
 use serde::{Deserialize, Serialize};
 use sqlx::sqlite::SqliteConnection;
 
@@ -73,6 +75,10 @@ impl Dataset for Users {
     type Tier = NoTier;
     type Error = sqlx::Error;
 
+    fn flush_on(plan: &mut FlushOn<Self>) {
+        plan.by_hand();
+    }
+
     async fn load(
         db: &mut SqliteConnection,
         ids: Vec<UserId>,
@@ -117,6 +123,10 @@ impl Dataset for DisplayNames {
     type Tier = RequestTier;
     type Error = sqlx::Error;
 
+    fn flush_on(plan: &mut FlushOn<Self>) {
+        plan.by_hand();
+    }
+
     async fn load(
         db: &mut SqliteConnection,
         ids: Vec<UserId>,
@@ -150,6 +160,10 @@ impl Dataset for UsersByEmail {
     type Form = Plain;
     type Tier = NoTier;
     type Error = sqlx::Error;
+
+    fn flush_on(plan: &mut FlushOn<Self>) {
+        plan.by_hand();
+    }
 
     async fn load(
         db: &mut SqliteConnection,

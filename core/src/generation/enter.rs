@@ -1,0 +1,194 @@
+//! Entering the register: joining a generation, or minting one.
+
+use crate::contract::{Error, ErrorKind, Pool, Prefix, Reach, Result};
+use crate::write::{Edit, Generation, Register, Registered};
+
+use super::{Listed, Manifest, REGISTRATION};
+
+/// A process that wants to be part of a generation.
+#[derive(Debug)]
+pub(crate) struct Entrant {
+    pub(crate) version: String,
+    pub(crate) pool: Pool,
+    pub(crate) holder: String,
+    pub(crate) manifest: Manifest,
+    /// A private store is allowed beside other processes, whose flushes don't reach it.
+    pub(crate) bounded: bool,
+}
+
+impl Entrant {
+    pub(super) fn reach(&self) -> Reach {
+        self.pool.reach
+    }
+
+    /// Whether nobody else can use the store.
+    pub(super) fn is_private(&self) -> bool {
+        self.pool.reach == Reach::Process
+    }
+
+    /// Joins the live generation of this version and pool, or mints one; answers its id.
+    pub(super) async fn enter(&self, register: &dyn Register) -> Result<String> {
+        let mut id = String::new();
+        let mut decide = |registered: &Registered| {
+            let (chosen, edits) = self.decide(registered)?;
+            id = chosen;
+            Ok(edits)
+        };
+        register.edit(&mut decide).await?;
+        Ok(id)
+    }
+
+    fn decide(&self, registered: &Registered) -> Result<(String, Vec<Edit>)> {
+        let mut edits = Vec::new();
+        let mut live = Vec::new();
+        for generation in &registered.generations {
+            match generation.left.is_zero() || is_dead(&generation.holder, &generation.pool) {
+                true => edits.push(Edit::Delete {
+                    id: generation.id.clone(),
+                }),
+                false => live.push(generation),
+            }
+        }
+        self.check_private(&live)?;
+        let joined = live.iter().find(|generation| {
+            generation.version == self.version && generation.pool == self.pool.description
+        });
+        if let Some(joined) = joined {
+            edits.extend(self.join(joined)?);
+            return Ok((joined.id.clone(), edits));
+        }
+        let id = Prefix::random().to_string();
+        edits.push(Edit::Mint {
+            id: id.clone(),
+            version: self.version.clone(),
+            pool: self.pool.description.clone(),
+            holder: self.holder.clone(),
+            manifest: self.manifest_beside(&live).to_text(),
+            ttl: REGISTRATION,
+        });
+        Ok((id, edits))
+    }
+
+    /// A store that only one process reads is flushed by nobody else.
+    fn check_private(&self, live: &[&Generation]) -> Result<()> {
+        let mut others = live
+            .iter()
+            .filter(|other| other.pool != self.pool.description);
+        let other = others.find(|other| self.is_private() || is_private(&other.pool));
+        let Some(other) = other.filter(|_| !self.bounded) else {
+            return Ok(());
+        };
+        Err(Error::new(
+            ErrorKind::Config,
+            format!(
+                "{} uses this database with the store {}, and this process has {}: a store in a process isn't shared, so \
+                 that neither would see the other's writes; configure a store that both reach, stop the other process \
+                 (its registration ends in {} s at the latest), or say `bounded`",
+                other.holder,
+                other.pool,
+                self.pool.description,
+                other.left.as_secs() + 1
+            ),
+        ))
+    }
+
+    /// Adds to the manifest of a generation what this process caches and it doesn't list.
+    fn join(&self, generation: &Generation) -> Result<Option<Edit>> {
+        let mut manifest = Manifest::of_text(&generation.manifest);
+        let known = manifest.clone();
+        for (accessor, ours) in self.manifest.accessors() {
+            match known.get(accessor) {
+                Some(theirs) if theirs.rule != ours.rule || theirs.shape != ours.shape => {
+                    return Err(Error::new(
+                        ErrorKind::Config,
+                        format!(
+                            "version `{}` is running with another `{accessor}`: its key, its plan or the type of its \
+                             value differ; give each build a version of its own",
+                            self.version
+                        ),
+                    ));
+                }
+                Some(_) => {}
+                None => manifest.list(accessor, ours.clone()),
+            }
+        }
+        let revised = manifest != known;
+        Ok(revised.then(|| Edit::Revise {
+            id: generation.id.clone(),
+            manifest: manifest.to_text(),
+            ttl: REGISTRATION,
+        }))
+    }
+
+    /// The manifest, with the prefixes of lasting accessors: those that a live generation of the same pool uses for the
+    /// same accessor, or new ones. So what was filled before a time without one is never read again.
+    fn manifest_beside(&self, live: &[&Generation]) -> Manifest {
+        let mut manifest = self.manifest.clone();
+        let others: Vec<Manifest> = live
+            .iter()
+            .filter(|generation| generation.pool == self.pool.description)
+            .map(|generation| Manifest::of_text(&generation.manifest))
+            .collect();
+        for (accessor, listed) in manifest.accessors_mut() {
+            if listed.lasting.is_none() {
+                continue;
+            }
+            let same = |other: &&Listed| other.shape == listed.shape && other.rule == listed.rule;
+            let mut listings = others.iter().filter_map(|other| other.get(accessor));
+            let epoch = listings.find(same).and_then(|other| other.lasting.clone());
+            listed.lasting = Some(epoch.unwrap_or_else(|| Prefix::random().to_string()));
+        }
+        manifest
+    }
+}
+
+/// Whether a pool of this description is one process's own.
+fn is_private(pool: &str) -> bool {
+    pool.starts_with("memory:")
+}
+
+/// This process, so that others on its host can tell whether it lives: boot, namespace, process, start.
+pub(crate) fn holder() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = match host.trim() {
+        "" => "unknown host",
+        host => host,
+    };
+    let pid = std::process::id();
+    match (place(), started(pid)) {
+        (Some(place), Some(start)) => format!("{host}, process {pid} ({place}/{start})"),
+        _ => format!("{host}, process {pid}"),
+    }
+}
+
+/// Names the running system and the process namespace within it.
+fn place() -> Option<String> {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let namespace = std::fs::read_link("/proc/self/ns/pid").ok()?;
+    let namespace: String = namespace
+        .to_str()?
+        .chars()
+        .filter(char::is_ascii_digit)
+        .collect();
+    Some(format!("{}/{namespace}", boot.trim()))
+}
+
+/// When a process of this host was started, in ticks since the system was.
+fn started(pid: u32) -> Option<String> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is the name in parentheses, which may have anything in it; the start is the twenty-second.
+    let (_, fields) = stat.rsplit_once(") ")?;
+    fields.split(' ').nth(19).map(str::to_owned)
+}
+
+/// Whether the holder of a private store is known to have ended: killed, it couldn't end its registration.
+fn is_dead(holder: &str, pool: &str) -> bool {
+    let parts = || {
+        let (_, process) = holder.rsplit_once(", process ")?;
+        let (pid, identity) = process.split_once(" (")?;
+        let (its_place, start) = identity.strip_suffix(')')?.rsplit_once('/')?;
+        let pid: u32 = pid.parse().ok()?;
+        Some(its_place == place()? && started(pid).is_none_or(|now| now != start))
+    };
+    is_private(pool) && parts().unwrap_or(false)
+}

@@ -1,0 +1,588 @@
+//! Generations: which running versions of the code there are, and so under which prefixes entries are read, filled and
+//! flushed.
+//!
+//! Without a database there is one, whose prefix is configured. With one, a generation is a row of its register: a random
+//! id, the version of the code, the pool of servers, and a manifest of what is cached. What holds:
+//!
+//! - A data set is read and filled only while every live generation lists it under the same rule: so every writer knows
+//!   every key that anybody reads.
+//! - A writer asks which generations are live after its commit, or has asked less than [`FRESH`] before; a generation
+//!   that isn't the first waits longer than that before its first fill, and before its first commit.
+//! - A process uses its generation only within its registration, by a clock that counts suspension.
+//! - A generation is dead once its row is deleted. A writer's outbox row refers to it, so a writer who slept through the
+//!   deletion can't commit.
+
+mod enter;
+mod manifest;
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use serde::Serialize;
+
+pub(crate) use enter::{Entrant, holder};
+pub(crate) use manifest::{Listed, Manifest};
+
+use crate::Rt;
+use crate::contract::{Backend, Error, ErrorKind, Pool, Prefix, Result};
+use crate::write::{Edit, Generation, Purge, Register, Registered};
+
+/// A copy of the register is used for a flush if it isn't older.
+pub(crate) const FRESH: Duration = Duration::from_secs(2);
+
+/// So long a generation that isn't the first waits, from its registration to its first fill and its first commit.
+const ACTIVATION: Duration = Duration::from_millis(2_200);
+
+/// How long a registration lasts unless it is renewed.
+pub(crate) const REGISTRATION: Duration = Duration::from_secs(60);
+
+/// A registration isn't used for reading any more this long before its end.
+const MARGIN: Duration = Duration::from_secs(10);
+
+/// A generation that was renewed by one process isn't renewed by another one so soon.
+const RENEWED: Duration = Duration::from_secs(5);
+
+/// So many generations at once are a deploy; more are a mistake somewhere, and each costs every write an exchange.
+const MANY: usize = 3;
+
+/// Keys under an epoch that was purged are flushed as well, until nobody can read them any more.
+const PURGED: Duration = REGISTRATION;
+
+/// Opens the pool of another generation by its description.
+pub(crate) type OpenPool = Box<dyn Fn(&str) -> Result<Arc<dyn Backend>> + Send + Sync>;
+
+/// Under which prefixes this process reads, fills and flushes.
+pub(crate) struct Generations {
+    standing: ArcSwap<Standing>,
+    targets: ArcSwap<Targets>,
+    registration: Option<Registration>,
+    rt: Rt,
+}
+
+/// What a process knows of its own generation.
+struct Standing {
+    prefix: Prefix,
+    /// Accessors whose keys begin otherwise.
+    own_prefixes: HashMap<String, Prefix>,
+    /// Accessors that are read past the store, and why.
+    uncached: HashMap<String, Uncached>,
+    /// By the clock that counts suspension.
+    until: Option<Duration>,
+    active_from: Option<Duration>,
+}
+
+/// Why an accessor is read past the store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub enum Uncached {
+    /// A live generation doesn't have it, so its writers wouldn't flush it.
+    Missing {
+        /// That generation's version.
+        version: String,
+    },
+    /// A live generation finds its keys otherwise, or watches other fields.
+    Differs {
+        /// That generation's version.
+        version: String,
+    },
+}
+
+/// Where a flush goes, as known at some time.
+struct Targets {
+    at: Duration,
+    all: Arc<[Target]>,
+    /// The longest time for which anything that any of them caches may be served.
+    longest_ttl: Option<Duration>,
+    /// Accessors that the own generation's manifest has and this program hasn't, by the entity they watch.
+    lacking: HashMap<String, Vec<String>>,
+    live: Vec<LiveGeneration>,
+}
+
+/// One generation to flush.
+#[derive(Clone)]
+pub(crate) struct Target {
+    pub(crate) backend: Result<Arc<dyn Backend>>,
+    prefix: Prefix,
+    /// Under which an accessor's keys are, where it isn't the generation's.
+    own_prefixes: HashMap<String, Vec<Prefix>>,
+}
+
+/// A generation that is live, as statistics show it.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct LiveGeneration {
+    /// Its id, with which its keys begin.
+    pub id: String,
+    /// Which code it is.
+    pub version: String,
+    /// Where its entries live.
+    pub pool: String,
+    /// The process that registered it.
+    pub holder: String,
+    /// For how many seconds it was registered when this was read.
+    pub left_s: u64,
+    /// Whether it is that of this process.
+    pub is_own: bool,
+}
+
+/// How one read goes.
+#[derive(Clone, Copy)]
+pub(crate) struct Reading {
+    pub(crate) prefix: Prefix,
+    /// Whether the store may be asked.
+    pub(crate) through: bool,
+    until: Option<Duration>,
+}
+
+impl Reading {
+    /// Whether what was answered by now may be used.
+    pub(crate) fn stands(&self, rt: &Rt) -> bool {
+        self.until.is_none_or(|until| rt.awake() < until)
+    }
+}
+
+impl Target {
+    /// The prefixes under which this accessor's keys are there.
+    pub(crate) fn prefixes(&self, accessor: &str) -> &[Prefix] {
+        match self.own_prefixes.get(accessor) {
+            Some(prefixes) => prefixes,
+            None => std::slice::from_ref(&self.prefix),
+        }
+    }
+}
+
+/// The part of [`Generations`] that needs a database.
+struct Registration {
+    register: Arc<dyn Register>,
+    entrant: Entrant,
+    id: ArcSwap<String>,
+    pools: Mutex<HashMap<String, Arc<dyn Backend>>>,
+    open: OpenPool,
+    /// Held by whoever asks the register.
+    asking: tokio::sync::Mutex<()>,
+    warned_of_many: Mutex<Option<usize>>,
+}
+
+impl Generations {
+    /// The one generation of a configured prefix.
+    pub(crate) fn single(prefix: Prefix, backend: Arc<dyn Backend>, rt: Rt) -> Self {
+        let prefix = prefix.for_pool(&backend.pool());
+        let target = Target {
+            backend: Ok(backend),
+            prefix,
+            own_prefixes: HashMap::new(),
+        };
+        Self {
+            standing: ArcSwap::from_pointee(Standing::of(prefix)),
+            targets: ArcSwap::from_pointee(Targets {
+                all: Arc::new([target]),
+                ..Targets::none()
+            }),
+            registration: None,
+            rt,
+        }
+    }
+
+    /// Registers this process, or joins the generation of its code and pool.
+    pub(crate) async fn enter(
+        register: Arc<dyn Register>,
+        entrant: Entrant,
+        backend: Arc<dyn Backend>,
+        open: OpenPool,
+        rt: Rt,
+    ) -> Result<Self> {
+        let pools = HashMap::from([(backend.pool().description, backend)]);
+        let generations = Self {
+            standing: ArcSwap::from_pointee(Standing::of(Prefix::random())),
+            targets: ArcSwap::from_pointee(Targets::none()),
+            registration: Some(Registration {
+                register,
+                entrant,
+                id: ArcSwap::from_pointee(String::new()),
+                pools: Mutex::new(pools),
+                open,
+                asking: tokio::sync::Mutex::default(),
+                warned_of_many: Mutex::default(),
+            }),
+            rt,
+        };
+        generations.enter_anew().await?;
+        Ok(generations)
+    }
+
+    /// How reads of this accessor go now.
+    pub(crate) fn reading(&self, accessor: &str) -> Reading {
+        let standing = self.standing.load();
+        let stands = match (standing.until, standing.active_from) {
+            (None, None) => true,
+            (until, from) => {
+                let now = self.rt.awake();
+                until.is_none_or(|until| now < until) && from.is_none_or(|from| now >= from)
+            }
+        };
+        Reading {
+            prefix: standing.prefix_of(accessor),
+            through: stands && !standing.uncached.contains_key(accessor),
+            until: standing.until,
+        }
+    }
+
+    /// The prefix of this accessor's keys now.
+    pub(crate) fn prefix_of(&self, accessor: &str) -> Prefix {
+        self.standing.load().prefix_of(accessor)
+    }
+
+    /// The prefix of most accessors' keys now.
+    pub(crate) fn prefix(&self) -> Prefix {
+        self.standing.load().prefix
+    }
+
+    /// The id of the registered generation, under which outbox rows are put.
+    pub(crate) fn id(&self) -> Option<Arc<String>> {
+        self.registration
+            .as_ref()
+            .map(|registration| registration.id.load_full())
+    }
+
+    /// Where to flush what is committed by now: asks the register if what is known is older than [`FRESH`].
+    pub(crate) async fn targets(&self) -> Result<Arc<[Target]>> {
+        let Some(registration) = &self.registration else {
+            return Ok(Arc::clone(&self.targets.load().all));
+        };
+        if !self.knows(FRESH) {
+            let _asking = registration.asking.lock().await;
+            if !self.knows(FRESH) {
+                self.ask(registration).await?;
+            }
+        }
+        Ok(Arc::clone(&self.targets.load().all))
+    }
+
+    fn knows(&self, age: Duration) -> bool {
+        self.rt.awake().saturating_sub(self.targets.load().at) < age
+    }
+
+    /// Waits until this generation may commit: longer than others may use a copy of the register without it.
+    pub(crate) async fn may_commit(&self) {
+        let from = self.standing.load().active_from;
+        let wait = from.map(|from| from.saturating_sub(self.rt.awake()));
+        if let Some(wait) = wait.filter(|wait| !wait.is_zero()) {
+            self.rt.sleep(wait).await;
+        }
+    }
+
+    /// Why changes of this entity can't be committed here: its data sets that this program lacks.
+    pub(crate) fn lacking(&self, entity: &str) -> Option<Error> {
+        let targets = self.targets.load();
+        let lacking = targets.lacking.get(entity)?;
+        Some(Error::new(
+            ErrorKind::Config,
+            format!(
+                "this program can't commit changes of `{entity}`: it isn't linked with {}, which another process of its \
+                 version caches; name the crate that has them: `larder::link!(that_crate);`",
+                list(lacking)
+            ),
+        ))
+    }
+
+    /// Renews the registration, and reads the register: to be called more often than every [`FRESH`].
+    ///
+    /// Where the registration has ended, this process registers anew.
+    pub(crate) async fn keep(&self, renew: bool) -> Result<()> {
+        let Some(registration) = &self.registration else {
+            return Ok(());
+        };
+        let _asking = registration.asking.lock().await;
+        if renew {
+            let id = registration.id.load_full();
+            let register = &registration.register;
+            if !register.renew(&id, REGISTRATION, RENEWED).await? {
+                return self.enter_anew().await;
+            }
+        }
+        self.ask(registration).await
+    }
+
+    /// After this long, nothing that was cached before is served by anybody.
+    pub(crate) fn longest_ttl(&self) -> Option<Duration> {
+        self.targets.load().longest_ttl
+    }
+
+    /// Which generations are live, as known by now.
+    pub(crate) fn live(&self) -> Vec<LiveGeneration> {
+        self.targets.load().live.clone()
+    }
+
+    /// The accessors that are read past the store, and why.
+    pub(crate) fn uncached(&self) -> HashMap<String, Uncached> {
+        self.standing.load().uncached.clone()
+    }
+
+    /// Gives up all entries of an accessor, in every generation.
+    pub(crate) async fn purge(&self, accessor: &str) -> Result<()> {
+        let Some(registration) = &self.registration else {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!(
+                    "`{accessor}` can't be purged: nothing tells other processes, since the source has no outbox; \
+                     configure another prefix"
+                ),
+            ));
+        };
+        let _asking = registration.asking.lock().await;
+        let mut decide = |registered: &Registered| {
+            let recent = |purge: &&Purge| purge.accessor == accessor && purge.age < PURGED;
+            if let Some(purge) = registered.purges.iter().find(recent) {
+                return Err(Error::new(
+                    ErrorKind::Unavailable,
+                    format!(
+                        "`{accessor}` was purged {} s ago, and can be again after {} s",
+                        purge.age.as_secs(),
+                        PURGED.as_secs()
+                    ),
+                ));
+            }
+            Ok(vec![Edit::Purge {
+                accessor: accessor.to_owned(),
+                epoch: Prefix::random().to_string(),
+            }])
+        };
+        registration.register.edit(&mut decide).await?;
+        self.ask(registration).await
+    }
+
+    /// Deletes every registration, so that each process registers anew and finds an empty cache: after a restore of the
+    /// database, whose rows are older than what is cached.
+    pub(crate) async fn rotate(&self) -> Result<()> {
+        let Some(registration) = &self.registration else {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "there are no generations to rotate, since the source has no outbox; configure another prefix",
+            ));
+        };
+        let _asking = registration.asking.lock().await;
+        let mut decide = |registered: &Registered| {
+            let ids = registered.generations.iter();
+            Ok(ids
+                .map(|live| Edit::Delete {
+                    id: live.id.clone(),
+                })
+                .collect())
+        };
+        registration.register.edit(&mut decide).await?;
+        self.enter_anew().await
+    }
+
+    /// Ends the registration, if it is that of this process alone.
+    pub(crate) async fn leave(&self) {
+        let Some(registration) = &self.registration else {
+            return;
+        };
+        if registration.entrant.is_private() {
+            let id = registration.id.load_full();
+            let mut decide = |_: &Registered| Ok(vec![Edit::Delete { id: (*id).clone() }]);
+            if let Err(error) = registration.register.edit(&mut decide).await {
+                tracing::debug!(%error, "the registration wasn't ended; it ends by itself");
+            }
+        }
+    }
+
+    /// Closes the pools of other generations.
+    pub(crate) async fn close(&self, own: &Arc<dyn Backend>, deadline: Duration) {
+        let Some(registration) = &self.registration else {
+            return;
+        };
+        let pools: Vec<Arc<dyn Backend>> = registration
+            .lock_pools()
+            .drain()
+            .map(|(_, pool)| pool)
+            .collect();
+        for pool in pools.into_iter().filter(|pool| !Arc::ptr_eq(pool, own)) {
+            pool.close(deadline).await;
+        }
+    }
+
+    async fn enter_anew(&self) -> Result<()> {
+        let Some(registration) = &self.registration else {
+            return Ok(());
+        };
+        let id = registration.entrant.enter(&*registration.register).await?;
+        registration.id.store(Arc::new(id));
+        self.ask(registration).await
+    }
+
+    async fn ask(&self, registration: &Registration) -> Result<()> {
+        let at = self.rt.awake();
+        let registered = registration.register.read().await?;
+        let id = registration.id.load_full();
+        let own = registered.generations.iter().find(|known| known.id == *id);
+        let is_over = own.is_none_or(|own| own.left.is_zero());
+        let (standing, targets) = registration.understand(at, &registered, own);
+        self.targets.store(Arc::new(targets));
+        match is_over {
+            // It isn't used for reading any more; the next renewal registers anew.
+            true => self.standing.rcu(|known| Standing {
+                prefix: known.prefix,
+                own_prefixes: known.own_prefixes.clone(),
+                uncached: known.uncached.clone(),
+                until: Some(Duration::ZERO),
+                active_from: known.active_from,
+            }),
+            false => self.standing.swap(Arc::new(standing)),
+        };
+        Ok(())
+    }
+}
+
+impl Registration {
+    /// What follows from what is registered.
+    fn understand(
+        &self,
+        at: Duration,
+        registered: &Registered,
+        own: Option<&Generation>,
+    ) -> (Standing, Targets) {
+        let entrant = &self.entrant;
+        let mut standing = Standing::of(Prefix::random());
+        let mut targets = Targets {
+            at,
+            ..Targets::none()
+        };
+        let mut all = Vec::new();
+        for generation in &registered.generations {
+            let is_own = own.is_some_and(|own| own.id == generation.id);
+            let pool = Pool::new(&*generation.pool, entrant.reach());
+            let Ok(prefix) = Prefix::new(&generation.id).map(|prefix| prefix.for_pool(&pool))
+            else {
+                continue;
+            };
+            let manifest = Manifest::of_text(&generation.manifest);
+            let own_prefixes = manifest.prefixes(&generation.id, &pool, &registered.purges);
+            if is_own {
+                standing.prefix = prefix;
+                standing.own_prefixes = own_prefixes
+                    .iter()
+                    .map(|(accessor, prefixes)| (accessor.clone(), prefixes[0]))
+                    .collect();
+                standing.until = Some(at + generation.left.saturating_sub(MARGIN));
+                targets.lacking = manifest.lacking(&entrant.manifest);
+            }
+            targets.longest_ttl = targets.longest_ttl.max(manifest.longest_ttl());
+            for (name, listed) in entrant.manifest.accessors() {
+                if let Some(uncached) = manifest.objection(name, listed, &generation.version) {
+                    standing.uncached.entry(name.clone()).or_insert(uncached);
+                }
+            }
+            all.push(Target {
+                backend: self.pool(&generation.pool),
+                prefix,
+                own_prefixes,
+            });
+            targets.live.push(LiveGeneration {
+                id: generation.id.clone(),
+                version: generation.version.clone(),
+                pool: generation.pool.clone(),
+                holder: generation.holder.clone(),
+                left_s: generation.left.as_secs(),
+                is_own,
+            });
+        }
+        if let Some(own) = own {
+            let is_alone = registered.generations.len() == 1 && own.revised >= own.age;
+            let wait = ACTIVATION.saturating_sub(own.revised);
+            if !is_alone && !wait.is_zero() {
+                standing.active_from = Some(at + wait);
+            }
+        }
+        targets.all = all.into();
+        self.warn_of_many(&targets.live);
+        (standing, targets)
+    }
+
+    fn warn_of_many(&self, live: &[LiveGeneration]) {
+        let mut warned = self
+            .warned_of_many
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if live.len() > MANY && *warned != Some(live.len()) {
+            *warned = Some(live.len());
+            let holders: HashSet<String> = live
+                .iter()
+                .map(|live| format!("{} by {}", live.version, live.holder))
+                .collect();
+            tracing::warn!(
+                live = live.len(),
+                holders = %list(&holders.into_iter().collect::<Vec<_>>()),
+                "many generations are live: every write flushes each of them"
+            );
+        }
+    }
+
+    fn pool(&self, description: &str) -> Result<Arc<dyn Backend>> {
+        let mut pools = self.lock_pools();
+        if let Some(pool) = pools.get(description) {
+            return Ok(Arc::clone(pool));
+        }
+        let pool = (self.open)(description)?;
+        pools.insert(description.to_owned(), Arc::clone(&pool));
+        Ok(pool)
+    }
+
+    fn lock_pools(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<dyn Backend>>> {
+        self.pools.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Targets {
+    fn none() -> Self {
+        Self {
+            at: Duration::ZERO,
+            all: Arc::new([]),
+            longest_ttl: None,
+            lacking: HashMap::new(),
+            live: Vec::new(),
+        }
+    }
+}
+
+impl Standing {
+    fn of(prefix: Prefix) -> Self {
+        Self {
+            prefix,
+            own_prefixes: HashMap::new(),
+            uncached: HashMap::new(),
+            until: None,
+            active_from: None,
+        }
+    }
+
+    fn prefix_of(&self, accessor: &str) -> Prefix {
+        match self.own_prefixes.is_empty() {
+            true => self.prefix,
+            false => *self.own_prefixes.get(accessor).unwrap_or(&self.prefix),
+        }
+    }
+}
+
+impl fmt::Debug for Generations {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Generations")
+            .field("prefix", &self.prefix())
+            .field(
+                "register",
+                &self.registration.as_ref().map(|known| &known.register),
+            )
+            .finish_non_exhaustive()
+    }
+}
+
+/// Names in backticks, in order.
+fn list(names: &[String]) -> String {
+    let mut names: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
+    names.sort();
+    names.dedup();
+    names.join(", ")
+}

@@ -1,0 +1,239 @@
+//! What the writes of one cache share: their plans, the outbox, and the flushes that wait.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use super::committed::{Deliver, Flush, Pending};
+use super::deliver::{Delivered, deliver};
+use super::plan::Plans;
+use super::stale::Stale;
+use super::undelivered::{Hold, Undelivered};
+use super::{Outbox, RowId};
+use crate::Instant;
+use crate::contract::{Error, ErrorKind, Keys};
+use crate::read::{Scope, Shared, Source};
+use crate::stats::{Tally, WriteCounters, WriteStats};
+
+/// What the writes of one cache share.
+pub(crate) struct Writes<S: Source> {
+    pub(crate) plans: Plans<S>,
+    pub(crate) outbox: Option<Arc<dyn Outbox<S::Conn>>>,
+    pub(crate) undelivered: Arc<Undelivered>,
+    pub(crate) counters: WriteCounters,
+    /// Whether a guard that says nothing, or is dropped, is an error.
+    pub(crate) strict: bool,
+    waiting: Mutex<Vec<Waiting>>,
+    /// Rows of the outbox that were delivered, to be deleted together.
+    done: Mutex<Vec<RowId>>,
+}
+
+/// A flush of this process that isn't confirmed.
+pub(super) struct Waiting {
+    /// What is to be retried from memory; with an outbox the relay does.
+    pub(super) stale: Stale,
+    pub(super) rows: Vec<RowId>,
+    pub(super) deliver: Deliver,
+    pub(super) attempts: u32,
+    pub(super) next: Instant,
+    /// Until when it is held whatever is delivered: it had more keys than are remembered.
+    pub(super) held_until: Option<Instant>,
+    #[expect(dead_code, reason = "it is held")]
+    pub(super) hold: Hold,
+}
+
+impl<S: Source> Writes<S> {
+    pub(crate) fn new(
+        plans: Plans<S>,
+        outbox: Option<Arc<dyn Outbox<S::Conn>>>,
+        strict: bool,
+    ) -> Self {
+        Self {
+            plans,
+            outbox,
+            undelivered: Arc::default(),
+            counters: WriteCounters::default(),
+            strict,
+            waiting: Mutex::default(),
+            done: Mutex::default(),
+        }
+    }
+
+    /// Does the same without rows in the outbox, and tells which keys weren't confirmed.
+    pub(crate) async fn flush_and_tell(
+        shared: &Arc<Shared<S>>,
+        stale: Stale,
+        tally: Option<&Arc<Tally>>,
+    ) -> (Flush, Vec<String>) {
+        let trips = shared.writes.counters.trips(tally);
+        let delivered = deliver(shared, stale, &trips).await;
+        let rest = delivered.rest.keys().map(str::to_owned).collect();
+        (
+            shared.writes.settle(delivered, Vec::new(), shared.rt.now()),
+            rest,
+        )
+    }
+
+    /// Deletes what is stale, and remembers what wasn't confirmed: it isn't read by this process until it is.
+    pub(crate) async fn flush(
+        shared: &Arc<Shared<S>>,
+        stale: Stale,
+        rows: Vec<RowId>,
+        tally: Option<&Arc<Tally>>,
+    ) -> Flush {
+        if stale.is_empty() {
+            return Flush::Fresh;
+        }
+        let trips = shared.writes.counters.trips(tally);
+        let delivered = deliver(shared, stale, &trips).await;
+        shared.writes.settle(delivered, rows, shared.rt.now())
+    }
+
+    fn settle(&self, delivered: Delivered, rows: Vec<RowId>, now: Instant) -> Flush {
+        let Some(cause) = delivered.cause else {
+            self.counters.fresh.add(1);
+            self.lock_done().extend(rows);
+            return Flush::Fresh;
+        };
+        self.counters.pending.add(1);
+        tracing::warn!(
+            keys = delivered.rest.len(),
+            %cause,
+            "a flush isn't confirmed; it goes on, and this process reads these keys from the source meanwhile"
+        );
+        Flush::Pending(self.wait_for(delivered.rest, rows, cause, now))
+    }
+
+    fn wait_for(&self, mut stale: Stale, rows: Vec<RowId>, cause: Error, now: Instant) -> Pending {
+        let (deliver, pending) = Pending::new(cause);
+        let room = self.undelivered.room();
+        let is_forgotten = rows.is_empty() && stale.len() > room;
+        let hold = self.undelivered.hold(&stale);
+        match rows.is_empty() {
+            true => stale.truncate(room),
+            // The outbox remembers them.
+            false => stale = Stale::default(),
+        }
+        self.lock_waiting().push(Waiting {
+            stale,
+            rows,
+            deliver,
+            attempts: 0,
+            next: now + pause(0),
+            held_until: is_forgotten.then(|| now + self.plans.longest_ttl()),
+            hold,
+        });
+        pending
+    }
+
+    /// How many flushes of this process wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.lock_waiting().len()
+    }
+
+    pub(super) fn take_waiting(&self, which: impl Fn(&Waiting) -> bool) -> Vec<Waiting> {
+        self.lock_waiting()
+            .extract_if(.., |waiting| which(waiting))
+            .collect()
+    }
+
+    pub(super) fn wait_again(&self, waiting: Waiting) {
+        self.lock_waiting().push(waiting);
+    }
+
+    /// The rows of the outbox that flushes of this process wait for.
+    pub(super) fn awaited_rows(&self) -> Vec<RowId> {
+        let waiting = self.lock_waiting();
+        waiting
+            .iter()
+            .flat_map(|waiting| &waiting.rows)
+            .copied()
+            .collect()
+    }
+
+    pub(super) fn take_done(&self) -> Vec<RowId> {
+        std::mem::take(&mut self.lock_done())
+    }
+
+    pub(super) fn not_done(&self, ids: Vec<RowId>) {
+        self.lock_done().extend(ids);
+    }
+
+    /// Remembers that a server was away, if there is an outbox that knows what was to be flushed there meanwhile.
+    pub(crate) fn was_away(&self, error: &Error, server: usize) {
+        if self.outbox.is_some()
+            && error.kind() == ErrorKind::Unavailable
+            && self.undelivered.hold_server(server)
+        {
+            self.counters.servers_held.add(1);
+        }
+    }
+
+    pub(crate) fn stats(&self) -> WriteStats {
+        self.counters.snapshot(self.waiting(), &self.undelivered)
+    }
+
+    fn lock_waiting(&self) -> MutexGuard<'_, Vec<Waiting>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_done(&self) -> MutexGuard<'_, Vec<RowId>> {
+        self.done.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How long after so many attempts the next one is made: 50 ms, doubling up to 5 s.
+pub(super) fn pause(attempts: u32) -> Duration {
+    let pause = Duration::from_millis(50) * 2_u32.pow(attempts.min(7));
+    pause
+        .min(Duration::from_secs(5))
+        .mul_f64(0.75 + fastrand::f64() / 4.0)
+}
+
+/// What the request that writes keeps of the written keys.
+///
+/// It is dropped when the change is said, since the request has written, and again after the flush: in between, the
+/// request may have read and kept what the store still had. A flush that outlives its request doesn't keep it; one that
+/// is cut off has confirmed nothing.
+#[derive(Debug)]
+pub(crate) struct Own {
+    scope: Weak<dyn Scope>,
+    wire: Keys,
+}
+
+impl Own {
+    /// Drops these keys from what the request keeps.
+    pub(crate) fn drop_from(scope: &Arc<dyn Scope>, wire: Keys) -> Self {
+        scope.forget(&wire);
+        Self {
+            scope: Arc::downgrade(scope),
+            wire,
+        }
+    }
+
+    /// Drops them again; where the flush isn't confirmed, the request reads them from the source from now on.
+    pub(crate) fn settle(own: Vec<Self>, flush: &Flush) {
+        for mut own in own {
+            let wire = std::mem::take(&mut own.wire);
+            match (own.scope.upgrade(), flush) {
+                (None, _) => {}
+                (Some(scope), Flush::Fresh) => scope.forget(&wire),
+                (Some(scope), Flush::Pending(_)) => scope.distrust(&wire),
+            }
+        }
+    }
+
+    /// Nothing was written after all.
+    pub(crate) fn leave(mut self) {
+        self.wire = Keys::new();
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        if let Some(scope) = self.scope.upgrade()
+            && !self.wire.is_empty()
+        {
+            scope.distrust(&self.wire);
+        }
+    }
+}
