@@ -9,6 +9,8 @@ use super::stale::Stale;
 use super::undelivered::Hold;
 use super::writes::{Waiting, pause};
 use super::{Outbox, Row, RowId};
+use tokio::sync::Notify;
+
 use crate::contract::Result;
 use crate::read::{Shared, Source};
 use crate::{Instant, Rt};
@@ -37,7 +39,7 @@ const ROWS: usize = 500;
 /// How often rows that nobody needs any more are looked for.
 const SWEEP: Duration = Duration::from_secs(60);
 
-/// Runs until the cache is gone or closing.
+/// Keeps what needs the database, until the cache is gone.
 async fn keep<S: Source>(shared: Weak<Shared<S>>, rt: Rt) {
     let mut keeper = Keeper {
         rt,
@@ -53,10 +55,9 @@ async fn keep<S: Source>(shared: Weak<Shared<S>>, rt: Rt) {
         let Some(shared) = shared.upgrade() else {
             return;
         };
-        if shared.closing.is_cancelled() {
-            return;
+        if let Some(outbox) = &shared.writes.outbox {
+            keeper.turn(&shared, &**outbox).await;
         }
-        keeper.turn(&shared).await;
     }
 }
 
@@ -67,8 +68,35 @@ pub(crate) async fn start<S: Source>(shared: &Arc<Shared<S>>) -> Result<()> {
         relay(shared, &**outbox).await?;
     }
     let (rt, weak) = (shared.rt, Arc::downgrade(shared));
-    drop(rt.spawn_apart(keep(weak, rt)));
+    let closing = shared.closing.clone();
+    let task = match shared.writes.outbox {
+        Some(_) => rt.spawn_apart(closing.run_until_cancelled_owned(keep(weak, rt))),
+        None => {
+            let added = Arc::clone(&shared.writes.added);
+            rt.spawn_apart(closing.run_until_cancelled_owned(keep_retrying(weak, added, rt)))
+        }
+    };
+    drop(task);
     Ok(())
+}
+
+/// Retries flushes whenever some wait, until the cache is gone.
+async fn keep_retrying<S: Source>(shared: Weak<Shared<S>>, added: Arc<Notify>, rt: Rt) {
+    loop {
+        added.notified().await;
+        loop {
+            let Some(shared) = shared.upgrade() else {
+                return;
+            };
+            let now = rt.now();
+            retry(&shared, |waiting| waiting.next <= now).await;
+            if shared.writes.waiting() == 0 {
+                break;
+            }
+            drop(shared);
+            rt.sleep(TICK).await;
+        }
+    }
 }
 
 /// Delivers what can be, deletes what was, and ends the registration: what is done last, when a cache is closed.
@@ -97,7 +125,7 @@ struct Keeper {
 }
 
 impl Keeper {
-    async fn turn<S: Source>(&mut self, shared: &Arc<Shared<S>>) {
+    async fn turn<S: Source>(&mut self, shared: &Arc<Shared<S>>, outbox: &dyn Outbox<S::Conn>) {
         let renew = self.renewing.is_due(self.rt);
         if self.reading.is_due(self.rt) || renew {
             report(
@@ -105,10 +133,6 @@ impl Keeper {
                 shared.generations.keep(renew).await,
             );
         }
-        let Some(outbox) = &shared.writes.outbox else {
-            let now = self.rt.now();
-            return retry(shared, |waiting| waiting.next <= now).await;
-        };
         if self.deleting.is_due(self.rt) {
             let done = shared.writes.take_done();
             if !done.is_empty() && report("the outbox", outbox.done(&done).await).is_none() {
@@ -116,15 +140,15 @@ impl Keeper {
             }
             report(
                 "the outbox",
-                self.look_for_delivered(shared, &**outbox).await,
+                self.look_for_delivered(shared, outbox).await,
             );
-            report("the outbox", self.look_at_servers(shared, &**outbox).await);
+            report("the outbox", self.look_at_servers(shared, outbox).await);
         }
         if self.polling.is_due(self.rt) {
-            report("the outbox", relay(shared, &**outbox).await);
+            report("the outbox", relay(shared, outbox).await);
         }
         if self.sweeping.is_due(self.rt) {
-            report("the outbox", sweep(shared, &**outbox).await);
+            report("the outbox", sweep(shared, outbox).await);
         }
     }
 

@@ -3,6 +3,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use tokio::sync::Notify;
+
 use super::committed::{Deliver, Flush, Pending};
 use super::deliver::{Delivered, deliver};
 use super::plan::Plans;
@@ -22,6 +24,8 @@ pub(crate) struct Writes<S: Source> {
     pub(crate) counters: WriteCounters,
     /// Whether a guard that says nothing, or is dropped, is an error.
     pub(crate) strict: bool,
+    /// Told when a flush begins to wait.
+    pub(super) added: Arc<Notify>,
     waiting: Mutex<Vec<Waiting>>,
     /// Rows of the outbox that were delivered, to be deleted together.
     done: Mutex<Vec<RowId>>,
@@ -53,6 +57,7 @@ impl<S: Source> Writes<S> {
             undelivered: Arc::default(),
             counters: WriteCounters::default(),
             strict,
+            added: Arc::default(),
             waiting: Mutex::default(),
             done: Mutex::default(),
         }
@@ -122,6 +127,7 @@ impl<S: Source> Writes<S> {
             held_until: is_forgotten.then(|| now + self.plans.longest_ttl()),
             hold,
         });
+        self.added.notify_one();
         pending
     }
 
@@ -178,6 +184,13 @@ impl<S: Source> Writes<S> {
 
     fn lock_done(&self) -> MutexGuard<'_, Vec<RowId>> {
         self.done.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What retries ends with the cache.
+impl<S: Source> Drop for Writes<S> {
+    fn drop(&mut self) {
+        self.added.notify_one();
     }
 }
 
