@@ -692,8 +692,7 @@ impl<S: Source> CacheBuilder<S> {
         }
         #[cfg(feature = "metrics")]
         drop(self.rt.spawn(crate::publish::keep_publishing(
-            Arc::downgrade(cache.backend()),
-            cache.tiers().map(Arc::downgrade),
+            Arc::downgrade(&cache.shared),
             self.rt,
         )));
         Ok(cache)

@@ -138,10 +138,7 @@ impl Keeper {
             if !done.is_empty() && report("the outbox", outbox.done(&done).await).is_none() {
                 shared.writes.not_done(done);
             }
-            report(
-                "the outbox",
-                self.look_for_delivered(shared, outbox).await,
-            );
+            report("the outbox", self.look_for_delivered(shared, outbox).await);
             report("the outbox", self.look_at_servers(shared, outbox).await);
         }
         if self.polling.is_due(self.rt) {

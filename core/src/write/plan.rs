@@ -381,7 +381,7 @@ impl AccessorPlan {
                         .into(),
                 );
             }
-            Lifetime::TtlOnly(_) | Lifetime::Immutable if flushed => {
+            Lifetime::TtlOnly(_) | Lifetime::Immutable if !self.watches.is_empty() => {
                 return Some(
                     "is flushed by what its `flush_on` declares, so its LIFETIME is Lifetime::Ttl"
                         .into(),

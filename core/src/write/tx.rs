@@ -365,7 +365,7 @@ impl<S: Transactional> Commit<S> {
                 counters.unknown.add(1);
                 // Its rows in the outbox may appear yet, so they are left to the relay.
                 let flush = Writes::flush(shared, stale, Vec::new(), cache.tally()).await;
-                Own::settle(own, &flush);
+                Own::settle(own, &shared.writes.undelivered);
                 return Err(CommitError::Unknown(error));
             }
         }
@@ -374,7 +374,7 @@ impl<S: Transactional> Commit<S> {
             true => Flush::Fresh,
             false => Writes::flush(shared, stale, ids, cache.tally()).await,
         };
-        Own::settle(own, &flush);
+        Own::settle(own, &shared.writes.undelivered);
         Ok(Committed {
             flush,
             flushing: shared.rt.now() - began,

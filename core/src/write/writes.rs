@@ -223,15 +223,17 @@ impl Own {
         }
     }
 
-    /// Drops them again; where the flush isn't confirmed, the request reads them from the source from now on.
-    pub(crate) fn settle(own: Vec<Self>, flush: &Flush) {
+    /// Drops them again; those whose flush isn't confirmed the request reads from the source from now on.
+    pub(crate) fn settle(own: Vec<Self>, undelivered: &Undelivered) {
         for mut own in own {
             let wire = std::mem::take(&mut own.wire);
-            match (own.scope.upgrade(), flush) {
-                (None, _) => {}
-                (Some(scope), Flush::Fresh) => scope.forget(&wire),
-                (Some(scope), Flush::Pending(_)) => scope.distrust(&wire),
-            }
+            let Some(scope) = own.scope.upgrade() else {
+                continue;
+            };
+            let (old, dropped): (Vec<usize>, Vec<usize>) = (0..wire.len())
+                .partition(|&index| undelivered.holds(wire.get(index).without_prefix()));
+            scope.forget(&wire.select(dropped));
+            scope.distrust(&wire.select(old));
         }
     }
 
