@@ -417,6 +417,11 @@ impl AccessorPlan {
         twice.map(|(name, _)| format!("has two queries of the NAME `{name}`"))
     }
 
+    /// Whether its loader may read that one through the cache.
+    pub(crate) fn has_base(&self, accessor: &str) -> bool {
+        self.bases.contains(&accessor)
+    }
+
     /// The entities whose changes flush it.
     pub(crate) fn entities(&self) -> impl Iterator<Item = &'static str> {
         self.watches.iter().map(|watch| watch.entity_name)
