@@ -25,8 +25,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::task::unconstrained;
 
-use super::identity::{self, Access, Identity, Mode};
 use super::gets::Gets;
+use super::identity::{self, Access, Identity, Mode};
 use super::tap::{Gots, Shelf, Tap};
 use crate::tls;
 use crate::transport::Io;

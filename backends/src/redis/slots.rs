@@ -19,9 +19,9 @@ const NOBODY: u16 = u16::MAX;
 ///
 /// What a data set's key function makes has no braces, since texts are escaped; raw keys may.
 pub(super) fn slot(key: &[u8]) -> u16 {
-    let tag = key.iter().position(|&byte| byte == b'{').and_then(|open| {
+    let tag = memchr::memchr(b'{', key).and_then(|open| {
         let rest = &key[open + 1..];
-        let length = rest.iter().position(|&byte| byte == b'}')?;
+        let length = memchr::memchr(b'}', rest)?;
         (length > 0).then_some(&rest[..length])
     });
     crc16(tag.unwrap_or(key)) % SLOTS

@@ -541,7 +541,9 @@ mod tests {
                 .iter()
                 .map(|texts| {
                     let texts = texts.iter();
-                    texts.map(|text| text.map(|text| text.escape_default().to_string())).collect()
+                    texts
+                        .map(|text| text.map(|text| text.escape_default().to_string()))
+                        .collect()
                 })
                 .collect();
             assert_eq!(arrays, taken, "in pieces of {length}");

@@ -2,23 +2,28 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use larder::{
     BuilderExt as _, Cache, Config, Dataset, Lifetime, NoTier, Plain, Rows, Source, get, get_many,
 };
 use larder_backends::redis::{RedisCluster as Client, RedisConfig};
 use larder_core::{
-    Backend, BackendExt as _, ErrorKind, Fill, FillOutcome, GetOptions, Lease, Lookup, Lost,
-    Result, Rt, Set,
+    Backend, BackendExt as _, ErrorKind, Fill, FillOutcome, GetOptions, Keys, Lease, Lookup, Lost,
+    Result, Rt, Set, WriteOptions,
 };
 use larder_harness::redis::Reply;
 use larder_harness::redis_cluster::RedisCluster;
+use larder_harness::tls::Authority;
 
 use super::traffic::Traffic;
 
 /// A client with patience: the machine may be busy with other tests.
 fn client_of(servers: Vec<String>) -> Client {
+    Client::new(config_of(servers), Rt::new()).unwrap()
+}
+
+fn config_of(servers: Vec<String>) -> RedisConfig {
     let mut config = RedisConfig::default();
     config.servers = servers;
     config.connect_timeout = Duration::from_secs(5);
@@ -26,7 +31,7 @@ fn client_of(servers: Vec<String>) -> Client {
     config.flush_timeout = Duration::from_secs(5);
     config.stall = Duration::from_secs(5);
     config.backoff_limit = Duration::from_millis(200);
-    Client::new(config, Rt::new()).unwrap()
+    config
 }
 
 fn client(cluster: &RedisCluster) -> Client {
@@ -259,6 +264,102 @@ async fn a_server_of_its_own_is_no_cluster() {
 }
 
 /// Who computes another slot than the server is sent on, which is a trip more, whenever the two are of different nodes.
+// --- TLS
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tls_to_every_node() {
+    let authority = Authority::new();
+    let identity = authority.issue(&["127.0.0.1"]);
+    let cluster = RedisCluster::start_tls(3, &authority, &identity).await;
+    let mut config = config_of(cluster.tls_addresses()[..1].to_vec());
+    config.tls = true;
+    config.ca_file = Some(authority.file());
+    let client = Client::new(config, Rt::new()).unwrap();
+
+    // On both lanes of every node, with values that take more than one record.
+    for count in [6, 300] {
+        let mut keys = Keys::new();
+        for number in 0..count {
+            keys.push_raw(&format!("key:{count}:{number}")).unwrap();
+        }
+        let value = |number: usize| vec![b'a' + (number % 26) as u8; 1 + number * 499];
+        let leases = client.get_many(&keys, &asking()).await.into_iter();
+        let fills = leases
+            .enumerate()
+            .map(|(number, lookup)| Fill::new(won(lookup), value(number)));
+        let options = WriteOptions::default();
+        for outcome in client.fill_many(&keys, fills.collect(), &options).await {
+            assert_eq!(outcome.unwrap(), FillOutcome::Stored);
+        }
+        let found = client.get_many(&keys, &GetOptions::look()).await;
+        for (number, lookup) in found.into_iter().enumerate() {
+            let Ok(Lookup::Hit { value: found, .. }) = lookup else {
+                panic!("{lookup:?}");
+            };
+            assert!(found == value(number), "value {number}");
+        }
+        for deleted in client.delete_many(&keys, &options).await {
+            deleted.unwrap();
+        }
+        for lookup in client.get_many(&keys, &GetOptions::look()).await {
+            assert!(matches!(lookup, Ok(Lookup::Miss { .. })), "{lookup:?}");
+        }
+    }
+    let stats = client.stats();
+    let mut servers: Vec<_> = stats
+        .servers
+        .iter()
+        .map(|node| node.server.clone())
+        .collect();
+    let mut addresses = cluster.tls_addresses();
+    servers.sort();
+    addresses.sort();
+    assert_eq!(
+        servers, addresses,
+        "the nodes are known by their ports with TLS"
+    );
+    assert!(stats.servers.iter().all(|node| node.bytes_in > 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tls_with_another_authority_is_an_error_in_time_and_no_storm() {
+    let (authority, stranger) = (Authority::new(), Authority::new());
+    let identity = authority.issue(&["127.0.0.1"]);
+    let cluster = RedisCluster::start_tls(3, &authority, &identity).await;
+    let mut config = config_of(cluster.tls_addresses());
+    config.tls = true;
+    config.ca_file = Some(stranger.file());
+    let client = Client::new(config, Rt::new()).unwrap();
+    let dials = async |cluster: &RedisCluster| {
+        let mut sum = 0;
+        for number in 0..3 {
+            let received = cluster
+                .raw(number)
+                .await
+                .info("total_connections_received")
+                .await;
+            sum += received.parse::<u64>().unwrap();
+        }
+        sum
+    };
+    let before = dials(&cluster).await;
+    let (start, mut calls) = (Instant::now(), 0);
+    while start.elapsed() < Duration::from_secs(1) {
+        let asked = Instant::now();
+        let error = client.get("k", &asking()).await.unwrap_err();
+        assert!(asked.elapsed() < Duration::from_secs(5), "{error}");
+        assert_eq!(error.kind(), ErrorKind::Config, "{error:?}");
+        assert!(error.to_string().contains("`ca_file`"), "{error}");
+        calls += 1;
+    }
+    // Each question for the map dials every node at most once, and the next comes after a pause. Asking counts itself.
+    let dialled = dials(&cluster).await - before;
+    assert!(
+        calls > 100 && dialled < 3 * 12,
+        "{dialled} dials for {calls} calls"
+    );
+}
+
 #[tokio::test]
 async fn slots_are_those_of_the_server() {
     let cluster = RedisCluster::start(3, &[]).await;
