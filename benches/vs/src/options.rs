@@ -26,7 +26,7 @@ pub struct Options {
 }
 
 const HELP: &str = "\
-larder's memcached client beside the socket's limit and other clients, measured in one run
+larder's memcached and Redis clients beside the socket's limit and other clients, measured in one run
 
 Usage: larder-vs [OPTIONS]
 
