@@ -106,14 +106,20 @@ impl<'a> Part<'a> {
     }
 
     /// The answers to the commands of a pipeline of so many keys; `None` if there are others.
-    fn unpacked(&self, mut answers: Vec<Value>, count: usize) -> Option<Vec<Value>> {
-        if self.route == Route::Asking {
-            let mut is_asked = false;
-            answers.retain(|_| {
-                is_asked = !is_asked;
-                !is_asked
-            });
-        }
+    fn unpacked(&self, answers: Vec<Value>, count: usize) -> Option<Vec<Value>> {
+        let answers = match self.route {
+            Route::Alone | Route::Owner => answers,
+            Route::Asking => {
+                let mut rest = answers.into_iter();
+                let pairs = std::iter::from_fn(|| Some((rest.next()?, rest.next()?)));
+                // Who may not ask like this is sent away by the next answer, and told why by this one.
+                let answer = |(asking, answer)| match asking {
+                    Value::ServerError(_) => asking,
+                    _ => answer,
+                };
+                pairs.map(answer).collect()
+            }
+        };
         (answers.len() == count).then_some(answers)
     }
 

@@ -8,6 +8,7 @@ use larder::{
     BuilderExt as _, Cache, Config, Dataset, Lifetime, NoTier, Plain, Rows, Source, get, get_many,
 };
 use larder_backends::redis::{RedisCluster as Client, RedisConfig};
+use larder_core::config::Secret;
 use larder_core::{
     Backend, BackendExt as _, ErrorKind, Fill, FillOutcome, GetOptions, Keys, Lease, Lookup, Lost,
     Result, Rt, Set, WriteOptions,
@@ -264,7 +265,65 @@ async fn a_server_of_its_own_is_no_cluster() {
 }
 
 /// Who computes another slot than the server is sent on, which is a trip more, whenever the two are of different nodes.
-// --- TLS
+// --- users, and TLS
+
+/// Deletes and reads a key that has left for a node that isn't its slot's owner yet, and everything that comes before.
+async fn use_all(cluster: &RedisCluster, client: &Client) -> Result<()> {
+    let slot = cluster.slot("key").await;
+    let to = (cluster.owner(slot).await + 1) % 3;
+    let mut keys = Keys::new();
+    for key in ["key", "other", "third", "fourth"] {
+        keys.push_raw(key)?;
+    }
+    // Something of somebody else's is replaced by a script.
+    let mut raw = cluster.raw(cluster.owner(slot).await).await;
+    raw.set("key", b"foreign").await;
+    for lookup in client.get_many(&keys, &asking()).await {
+        client.release("key", won(Ok(lookup?))).await?;
+    }
+    client
+        .delete_many(&keys, &WriteOptions::default())
+        .await
+        .into_iter()
+        .collect::<Result<()>>()?;
+    let lease = won(Ok(client.get("key", &asking()).await?));
+    client.fill("key", Fill::new(lease, "value")).await?;
+    client.set_immutable("key", Set::new("value")).await?;
+    cluster.begin_move(slot, to).await;
+    cluster.move_keys(slot, to, 10).await;
+    let moved = client.get("key", &GetOptions::look()).await;
+    let deleted = client.delete("key").await;
+    cluster.end_move(slot, to).await;
+    moved.and(deleted)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_documented_acl_rule_is_enough_for_a_cluster() {
+    let cluster = RedisCluster::start(3, &[]).await;
+    let rule = include_str!("../../../docs/redis-cluster.md")
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("ACL SETUSER larder "))
+        .expect("the guide has the rule");
+    let outcome = async |left_out: &str| {
+        for number in 0..3 {
+            let mut words = vec!["ACL", "SETUSER", "larder", "reset"];
+            words.extend(rule.split_whitespace().filter(|&word| word != left_out));
+            let reply = cluster.raw(number).await.call(&words).await;
+            assert_eq!(reply, Reply::Text("OK".into()));
+        }
+        let mut config = config_of(cluster.addresses());
+        config.user = Some("larder".to_owned());
+        config.password = Some(Secret::new("PASSWORD"));
+        let client = Client::new(config, Rt::new()).unwrap();
+        use_all(&cluster, &client).await
+    };
+    outcome("").await.unwrap();
+    for left_out in ["+cluster|slots", "+asking", "+get"] {
+        let error = outcome(left_out).await.expect_err(left_out);
+        assert_eq!(error.kind(), ErrorKind::Config, "{error:?}");
+        assert!(error.to_string().contains("ACL"), "{error}");
+    }
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tls_to_every_node() {

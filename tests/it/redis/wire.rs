@@ -244,7 +244,7 @@ async fn bytes_are_counted_in_both_directions() {
 async fn what_a_server_went_through_is_in_its_figures() {
     let mut server = RedisServer::start(Listen::Tcp, &[]);
     let mut config = config(&server);
-    config.timeout = Duration::from_millis(300);
+    config.timeout = Duration::from_secs(1);
     let redis = Redis::new(config, Rt::new()).unwrap();
     let figures = || redis.stats().servers.remove(0);
     redis.get("k", &GetOptions::look()).await.unwrap();
@@ -254,11 +254,11 @@ async fn what_a_server_went_through_is_in_its_figures() {
 
     server.kill();
     until("it is known to be gone", async || {
-        redis.get("k", &GetOptions::look()).await.is_err()
+        let failed = redis.get("k", &GetOptions::look()).await.is_err();
+        failed && figures().state != "up"
     })
     .await;
     let gone = figures();
-    assert_ne!(gone.state, "up");
     assert!(gone.last_error.is_some() && gone.last_error_age_s.is_some());
     server.restart();
     until_it_answers(&redis).await;
@@ -271,7 +271,8 @@ async fn what_a_server_went_through_is_in_its_figures() {
     assert_eq!(error.kind(), ErrorKind::Timeout);
     let hung = figures();
     assert_eq!(hung.state, "down");
-    assert_eq!((hung.timeouts, hung.times_down - back.times_down), (1, 1));
+    assert_eq!(hung.timeouts - back.timeouts, 1);
+    assert_eq!(hung.times_down - back.times_down, 1);
     server.resume();
 }
 
