@@ -264,7 +264,6 @@ async fn a_server_of_its_own_is_no_cluster() {
     assert!(error.to_string().contains("write redis://"), "{error}");
 }
 
-/// Who computes another slot than the server is sent on, which is a trip more, whenever the two are of different nodes.
 // --- users, and TLS
 
 /// Deletes and reads a key that has left for a node that isn't its slot's owner yet, and everything that comes before.
@@ -419,6 +418,7 @@ async fn tls_with_another_authority_is_an_error_in_time_and_no_storm() {
     );
 }
 
+/// Who computes another slot than the server is sent on, which is a trip more, whenever the two are of different nodes.
 #[tokio::test]
 async fn slots_are_those_of_the_server() {
     let cluster = RedisCluster::start(3, &[]).await;
