@@ -143,7 +143,7 @@ impl Entrant {
 }
 
 /// Whether a pool of this description is one process's own.
-fn is_private(pool: &str) -> bool {
+pub(super) fn is_private(pool: &str) -> bool {
     pool.starts_with("memory:")
 }
 
