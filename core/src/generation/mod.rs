@@ -422,7 +422,9 @@ impl Generations {
         let registered = registration.register.read().await?;
         let id = registration.id.load_full();
         let own = registered.generations.iter().find(|known| known.id == *id);
-        let is_over = own.is_none_or(|own| own.left.is_zero());
+        let is_over = own.is_none_or(|own| {
+            own.left.is_zero() || registration.entrant.should_move(own, &registered)
+        });
         let (standing, targets) = registration.understand(at, &registered, own, self.rt);
         self.targets.store(Arc::new(targets));
         match is_over {
@@ -515,10 +517,10 @@ impl Registration {
             });
         }
         if let Some(own) = own {
-            let is_alone = registered.generations.len() == 1 && own.revised >= own.age;
-            let wait = ACTIVATION.saturating_sub(own.revised);
-            if !is_alone && !wait.is_zero() {
-                standing.active_from = Some(at + wait);
+            // From now, not from `at`: its age is that of the moment in between.
+            let wait = ACTIVATION.saturating_sub(own.age);
+            if registered.generations.len() > 1 && !wait.is_zero() {
+                standing.active_from = Some(rt.awake() + wait);
             }
         }
         targets.all = all.into();
