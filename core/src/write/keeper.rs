@@ -154,9 +154,8 @@ impl Keeper {
                 shared.generations.keep(renew).await,
             );
         }
-        if renew {
-            let backlog = report("the outbox", outbox.backlog().await);
-            backlog.map(|backlog| shared.writes.counters.set_backlog(backlog));
+        if renew && let Some(backlog) = report("the outbox", outbox.backlog().await) {
+            shared.writes.counters.set_backlog(backlog);
         }
         if self.deleting.is_due(self.rt) {
             let done = shared.writes.take_done();

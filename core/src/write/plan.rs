@@ -88,13 +88,19 @@ struct Watch<T: Entity> {
 }
 
 enum KeysOf<T: Entity> {
-    Images(Box<dyn Fn(&T, &mut Touched<'_>) + Send + Sync>),
-    Id(Box<dyn Fn(&T::Id, &mut Touched<'_>) + Send + Sync>),
+    Images(Touch<T>),
+    Id(Touch<<T as Entity>::Id>),
     Query {
         name: &'static str,
-        arguments: Box<dyn Fn(&T) -> Result<String> + Send + Sync>,
+        arguments: Box<Arguments<T>>,
     },
 }
+
+/// Hands over the keys of an image, or of an id.
+type Touch<T> = Box<dyn Fn(&T, &mut Touched<'_>) + Send + Sync>;
+
+/// The arguments of a query for an image, as JSON.
+type Arguments<T> = dyn Fn(&T) -> Result<String> + Send + Sync;
 
 /// Takes the keys of one accessor that a change touches.
 struct Touched<'t> {
