@@ -230,11 +230,11 @@ impl Health {
 
     /// Its part of the server's statistics.
     pub(crate) fn report(&self, stats: &mut ServerStats) {
-        let record = self.record();
-        stats.last_error = record
-            .last_trouble
-            .as_ref()
-            .map(|(error, _)| error.to_string());
+        if let Some((error, at)) = &self.record().last_trouble {
+            stats.last_error = Some(error.to_string());
+            stats.last_error_age_s = Some(self.rt.now().duration_since(*at).as_secs());
+        }
+        stats.times_down = self.times_down.load(Ordering::Relaxed);
     }
 
     fn record(&self) -> MutexGuard<'_, Record> {

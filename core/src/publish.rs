@@ -1,30 +1,39 @@
-//! The numbers of the backend and of the tiers through the `metrics` facade (feature `metrics`).
+//! The numbers of the backend, of the tiers and of what waits through the `metrics` facade (feature `metrics`).
 //!
-//! Accessors count into the facade as they go. Backend and tiers keep plain numbers, which are copied every few seconds
-//! for as long as the cache lives.
+//! Accessors and commits count into the facade as they go. The others are plain numbers, which are copied every few
+//! seconds for as long as the cache lives.
 
-use std::sync::{Arc, Weak};
+use std::sync::Weak;
 use std::time::Duration;
 
-use crate::contract::{Backend, BackendStats, ServerStats};
-use crate::{Rt, Scopes, TierStats, TiersStats};
+use crate::contract::{BackendStats, ServerStats};
+use crate::read::Shared;
+use crate::{Rt, Source, TierStats, TiersStats, WriteStats};
 
-/// How old the facade's numbers about a backend and about tiers may be.
+/// How old the facade's numbers may be.
 const PERIOD: Duration = Duration::from_secs(5);
 
-/// Copies the numbers of both until the backend is gone.
-pub(crate) async fn keep_publishing(
-    backend: Weak<dyn Backend>,
-    tiers: Option<Weak<dyn Scopes>>,
-    rt: Rt,
-) {
-    while let Some(backend) = backend.upgrade() {
-        publish(&backend.stats());
-        drop::<Arc<_>>(backend);
-        if let Some(tiers) = tiers.as_ref().and_then(Weak::upgrade) {
+/// Copies the numbers until the cache is gone.
+pub(crate) async fn keep_publishing<S: Source>(shared: Weak<Shared<S>>, rt: Rt) {
+    while let Some(shared) = shared.upgrade() {
+        publish(&shared.backend.stats());
+        if let Some(tiers) = &shared.tiers {
             publish_tiers(&tiers.stats());
         }
+        publish_writes(&shared.writes.stats(), shared.generations.live().len());
+        drop(shared);
         rt.sleep(PERIOD).await;
+    }
+}
+
+fn publish_writes(stats: &WriteStats, generations: usize) {
+    metrics::gauge!("larder_flushes_waiting").set(stats.waiting as f64);
+    metrics::gauge!("larder_held_keys").set(stats.held_keys as f64);
+    metrics::gauge!("larder_generations_live").set(generations as f64);
+    if let Some(outbox) = stats.outbox {
+        metrics::gauge!("larder_outbox_rows").set(outbox.rows as f64);
+        let oldest = outbox.oldest.unwrap_or_default();
+        metrics::gauge!("larder_outbox_oldest_seconds").set(oldest.as_secs_f64());
     }
 }
 

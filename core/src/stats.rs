@@ -537,7 +537,7 @@ pub struct WriteStats {
     pub held_accessors: Vec<String>,
     /// Servers, by their place in the backend's, that it doesn't read now.
     pub held_servers: Vec<usize>,
-    /// What waits in the outbox, as of the last look, which is made once a minute or when it is asked for.
+    /// What waits in the outbox, as of the last look, which is made every 10 s; see [`Cache::backlog`](crate::Cache::backlog).
     pub outbox: Option<Backlog>,
 }
 

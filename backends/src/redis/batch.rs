@@ -5,8 +5,8 @@
 //! and one `UNLINK` for many keys. All of a call's commands are handed to the connection at once, in chunks, so that the
 //! first answers are decoded while the server works on the others.
 //!
-//! A node of a cluster is asked key by key, since it answers key by key: what it sends elsewhere is said to the caller, who
-//! knows the other nodes.
+//! A node of a cluster is asked key by key, since it answers key by key (see `gets`): what it sends elsewhere is said to the
+//! caller, who knows the other nodes.
 
 use std::collections::HashSet;
 use std::io::Write as _;
@@ -28,6 +28,7 @@ use super::frame::{self, HEAD, Head, Kind, PLACEHOLDER, Placeholder, Taken};
 use super::node::{Lane, Limit, Node};
 use super::reply::{self, Redirect};
 use super::script::{Script, Scripts};
+use super::tap::Got;
 
 /// A part of at most so many keys is small: it goes over a connection for small calls.
 const SMALL: usize = 16;
@@ -105,14 +106,20 @@ impl<'a> Part<'a> {
     }
 
     /// The answers to the commands of a pipeline of so many keys; `None` if there are others.
-    fn unpacked(&self, mut answers: Vec<Value>, count: usize) -> Option<Vec<Value>> {
-        if self.route == Route::Asking {
-            let mut is_asked = false;
-            answers.retain(|_| {
-                is_asked = !is_asked;
-                !is_asked
-            });
-        }
+    fn unpacked(&self, answers: Vec<Value>, count: usize) -> Option<Vec<Value>> {
+        let answers = match self.route {
+            Route::Alone | Route::Owner => answers,
+            Route::Asking => {
+                let mut rest = answers.into_iter();
+                let pairs = std::iter::from_fn(|| Some((rest.next()?, rest.next()?)));
+                // Who may not ask like this is sent away by the next answer, and told why by this one.
+                let answer = |(asking, answer)| match asking {
+                    Value::ServerError(_) => asking,
+                    _ => answer,
+                };
+                pairs.map(answer).collect()
+            }
+        };
         (answers.len() == count).then_some(answers)
     }
 
@@ -253,21 +260,6 @@ enum How {
     Look,
 }
 
-/// What a look-up of one key was answered.
-enum Got {
-    Nothing,
-    Bytes(Bytes),
-    Refused(ServerError),
-    /// No look-up is answered so.
-    Odd,
-}
-
-impl From<Option<Bytes>> for Got {
-    fn from(value: Option<Bytes>) -> Self {
-        value.map_or(Self::Nothing, Self::Bytes)
-    }
-}
-
 impl From<Value> for Got {
     fn from(answer: Value) -> Self {
         match answer {
@@ -367,7 +359,8 @@ impl Node {
         for start in (0..part.len()).step_by(LOOK_CHUNK) {
             let range = start..part.len().min(start + LOOK_CHUNK);
             let (commands, left) = match part.route {
-                Route::Alone => {
+                // Over a connection to a node of a cluster it becomes a `GET` for each.
+                Route::Alone | Route::Owner => {
                     let length: usize = range.clone().map(|index| part.key(index).len()).sum();
                     let mut command = Cmd::with_capacity(range.len() + 1, length + 4);
                     command.arg("MGET");
@@ -376,7 +369,7 @@ impl Node {
                     }
                     (Commands::One(command), Left::TakeOff)
                 }
-                Route::Owner | Route::Asking => (
+                Route::Asking => (
                     part.pipeline(range.clone().map(|index| get(part.key(index)))),
                     Left::Forgotten,
                 ),
@@ -404,15 +397,14 @@ impl Node {
         for (range, mut sent) in exchanges {
             let mut answers = self.answers(connection, &mut sent).await?;
             let values: Option<Vec<Got>> = match part.route {
-                Route::Alone => {
+                Route::Alone | Route::Owner => {
                     let answer = answers.pop().unwrap_or_default();
                     if let Value::ServerError(error) = &answer {
                         return Err(self.refused(connection, "look-up", error));
                     }
-                    let strings = connection.strings(&answer);
-                    strings.map(|strings| strings.into_iter().map(Got::from).collect())
+                    connection.strings(&answer)
                 }
-                Route::Owner | Route::Asking => part
+                Route::Asking => part
                     .unpacked(answers, range.len())
                     .map(|answers| answers.into_iter().map(Got::from).collect()),
             };

@@ -25,8 +25,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::task::unconstrained;
 
+use super::gets::Gets;
 use super::identity::{self, Access, Identity, Mode};
-use super::tap::{Shelf, Strings, Tap};
+use super::tap::{Gots, Shelf, Tap};
 use crate::tls;
 use crate::transport::Io;
 
@@ -145,7 +146,7 @@ pub(crate) enum Left {
     Forgotten,
     /// They are sent, and change what they change.
     GoOn,
-    /// Their answers are arrays of strings, which are taken off the shelf.
+    /// Their answers are taken out, and are taken off the shelf.
     TakeOff,
 }
 
@@ -163,7 +164,10 @@ pub(super) async fn open(
     let shared = Arc::new(Shared::new(&setting));
     let stream = Metered {
         tap: Tap::new(io.reader, Arc::clone(&shared.shelf)),
-        writer: io.writer,
+        writer: match mode {
+            Mode::Cluster => Writer::Gets(Gets::new(io.writer)),
+            Mode::Standalone | Mode::Seed => Writer::Plain(io.writer),
+        },
         shared: Arc::clone(&shared),
     };
     // The first exchange is ours, so that it is one, and nothing of it is quoted in an error.
@@ -316,8 +320,8 @@ impl Connection {
         self.shared.changed.notify_one();
     }
 
-    /// An answer that is an array of strings, which the crate has a number for; once.
-    pub(crate) fn strings(&self, answer: &Value) -> Option<Strings> {
+    /// An answer that was taken out, which the crate has a number for; once.
+    pub(crate) fn strings(&self, answer: &Value) -> Option<Gots> {
         self.shared.strings(answer)
     }
 
@@ -451,11 +455,16 @@ impl Shared {
         }
     }
 
-    fn strings(&self, answer: &Value) -> Option<Strings> {
+    fn strings(&self, answer: &Value) -> Option<Gots> {
         match answer {
             Value::Int(number) => self.shelf.fetch(*number),
             _ => None,
         }
+    }
+
+    fn count_sent(&self, bytes: usize) {
+        let counter = &self.counters.bytes_out;
+        counter.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     fn elapsed(&self, now: Instant) -> Duration {
@@ -718,8 +727,14 @@ impl Watch {
 /// A stream whose bytes are counted, and whose values are taken out.
 struct Metered {
     tap: Tap,
-    writer: Box<dyn AsyncWrite + Send + Unpin>,
+    writer: Writer,
     shared: Arc<Shared>,
+}
+
+enum Writer {
+    Plain(Box<dyn AsyncWrite + Send + Unpin>),
+    /// To a node of a cluster.
+    Gets(Gets),
 }
 
 impl AsyncRead for Metered {
@@ -757,19 +772,38 @@ impl AsyncWrite for Metered {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.writer).poll_write(context, bytes);
-        if let Poll::Ready(Ok(count)) = &written {
-            let counter = &self.shared.counters.bytes_out;
-            counter.fetch_add(*count as u64, Ordering::Relaxed);
+        let Self {
+            tap,
+            writer,
+            shared,
+        } = &mut *self;
+        match writer {
+            Writer::Plain(writer) => {
+                let written = Pin::new(writer).poll_write(context, bytes);
+                if let Poll::Ready(Ok(count)) = &written {
+                    shared.count_sent(*count);
+                }
+                written
+            }
+            Writer::Gets(gets) => {
+                gets.poll_write(context, bytes, tap.due(), |count| shared.count_sent(count))
+            }
         }
-        written
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.writer).poll_flush(context)
+        let Self { writer, shared, .. } = &mut *self;
+        match writer {
+            Writer::Plain(writer) => Pin::new(writer).poll_flush(context),
+            Writer::Gets(gets) => gets.poll_flush(context, |count| shared.count_sent(count)),
+        }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.writer).poll_shutdown(context)
+        let Self { writer, shared, .. } = &mut *self;
+        match writer {
+            Writer::Plain(writer) => Pin::new(writer).poll_shutdown(context),
+            Writer::Gets(gets) => gets.poll_shutdown(context, |count| shared.count_sent(count)),
+        }
     }
 }

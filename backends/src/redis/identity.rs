@@ -17,7 +17,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::config::RedisConfig;
 use super::reply;
 use super::script::Scripts;
-use super::tap::Strings;
+use super::tap::{Got, Gots};
 use crate::tls::Tls;
 use crate::transport::{Address, Io};
 
@@ -141,7 +141,7 @@ impl Access {
         server: &str,
         mode: Mode,
         answers: Vec<Value>,
-        strings: impl Fn(&Value) -> Option<Strings>,
+        strings: impl Fn(&Value) -> Option<Gots>,
     ) -> Result<Identity> {
         let mut answers = answers.into_iter();
         let mut next = || answers.next().unwrap_or(Value::Nil);
@@ -253,10 +253,12 @@ pub(super) fn still(server: &str, known: &Identity, replication: &str) -> Result
 }
 
 /// The answer to `TIME`, in milliseconds.
-pub(super) fn milliseconds(time: Strings) -> Option<u64> {
+pub(super) fn milliseconds(time: Gots) -> Option<u64> {
     let mut numbers = time.iter().map(|part| -> Option<u64> {
-        let digits = std::str::from_utf8(part.as_deref()?);
-        digits.ok()?.parse().ok()
+        match part {
+            Got::Bytes(digits) => std::str::from_utf8(digits).ok()?.parse().ok(),
+            _ => None,
+        }
     });
     let (seconds, micros) = (numbers.next()??, numbers.next()??);
     Some(seconds.checked_mul(1_000)? + micros / 1_000)

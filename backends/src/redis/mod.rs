@@ -15,6 +15,7 @@ mod cluster;
 mod config;
 mod connection;
 mod frame;
+mod gets;
 mod identity;
 mod node;
 mod reply;

@@ -436,6 +436,8 @@ impl Node {
         stats.bytes_in = read(&counters.bytes_in);
         stats.in_flight = in_flight;
         stats.connects = read(&counters.connects);
+        stats.reconnects = read(&counters.reconnects);
+        stats.timeouts = read(&counters.timeouts);
         stats.protocol_violations = read(&counters.protocol_violations);
         stats.out_of_memory = read(&counters.out_of_memory);
         self.health.report(&mut stats);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
 use larder_harness::redis::RedisServer;
+use larder_harness::redis_cluster::RedisCluster;
 use larder_harness::server::{Listen, MemcachedServer};
 use tokio::task::block_in_place;
 
@@ -36,6 +37,8 @@ pub enum Case {
     RedisBulk(usize),
     /// Get single keys from Redis from so many tasks.
     RedisSingles(usize),
+    /// Fetch so many keys from a cluster of three, all there.
+    RedisCluster(usize),
     /// Fetch 1,000 keys, all there, from so many servers.
     Pool(usize),
     /// The same while one of them is stopped.
@@ -44,7 +47,7 @@ pub enum Case {
 
 impl Case {
     /// All cases, in the order in which they run.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::Bulk(100),
         Self::Bulk(1_000),
         Self::Bulk(5_000),
@@ -65,6 +68,8 @@ impl Case {
         Self::RedisBulk(5_000),
         Self::RedisSingles(1),
         Self::RedisSingles(64),
+        Self::RedisCluster(1_000),
+        Self::RedisCluster(5_000),
     ];
 
     /// The name that `--case` filters by, and JSON lines carry.
@@ -78,6 +83,7 @@ impl Case {
             Self::Neighbour(keys) => format!("neighbour-{keys}"),
             Self::RedisBulk(keys) => format!("redis-bulk-{keys}"),
             Self::RedisSingles(tasks) => format!("redis-singles-{tasks}"),
+            Self::RedisCluster(keys) => format!("redis-cluster-{keys}"),
             Self::Pool(servers) => format!("pool-{servers}"),
             Self::Stopped(servers) => format!("stopped-{servers}"),
         }
@@ -102,6 +108,9 @@ impl Case {
             Self::RedisSingles(tasks) => {
                 format!("Get single keys from Redis, {tasks} at once, {value}-byte values")
             }
+            Self::RedisCluster(keys) => format!(
+                "Fetch {keys} keys in bulk from a Redis Cluster of three, all hits, {value}-byte values"
+            ),
             Self::Fill(keys) => format!("Store {keys} absent keys, {value}-byte values"),
             Self::Delete(keys) => format!("Delete {keys} keys"),
             Self::Neighbour(keys) => format!(
@@ -128,7 +137,8 @@ impl Case {
             | Self::Accessor(keys)
             | Self::Fill(keys)
             | Self::Delete(keys)
-            | Self::RedisBulk(keys) => keys,
+            | Self::RedisBulk(keys)
+            | Self::RedisCluster(keys) => keys,
         }
     }
 
@@ -154,17 +164,26 @@ impl Case {
         let redis = self
             .is_redis()
             .then(|| block_in_place(|| RedisServer::start(Listen::Tcp, &[])));
+        let cluster = match self {
+            Self::RedisCluster(_) => {
+                Some(RedisCluster::start(subjects::redis_cluster::NODES, &[]).await)
+            }
+            _ => None,
+        };
+        let servers_of_stage: Vec<_> = match (&redis, &cluster) {
+            (Some(redis), _) => vec![redis.address()],
+            (_, Some(cluster)) => cluster.addresses(),
+            _ => servers.iter().map(MemcachedServer::address).collect(),
+        };
         let stage = Stage {
-            server: match &redis {
-                Some(redis) => redis.address(),
-                None => servers[0].address(),
-            },
-            servers: servers.iter().map(MemcachedServer::address).collect(),
+            server: servers_of_stage[0].clone(),
+            servers: servers_of_stage,
             work: Arc::new(self.work(value)),
         };
         match self {
             Self::Accessor(_) => {}
             Self::RedisBulk(_) | Self::RedisSingles(_) => subjects::redis::furnish(&stage).await?,
+            Self::RedisCluster(_) => subjects::redis_cluster::furnish(&stage).await?,
             _ => stage.furnish().await?,
         }
         let stage = &stage;
@@ -225,6 +244,15 @@ impl Case {
                 });
                 measure::jobs(entrants.await, stage, Before::Nothing, pace).await?
             }
+            Self::RedisCluster(_) => {
+                let entrants = enter(subjects, |subject| {
+                    Box::pin(async move {
+                        let job = subject.redis_cluster_fetch(stage).await.transpose()?;
+                        Some(checked_fetch(job, stage).await)
+                    })
+                });
+                measure::jobs(entrants.await, stage, Before::Nothing, pace).await?
+            }
             Self::RedisSingles(tasks) => {
                 let entrants = enter(subjects, |subject| {
                     Box::pin(async move {
@@ -261,9 +289,11 @@ impl Case {
             Self::Accessor(keys) => Work::new(keys, value).first(5),
             // Each server of a pool has all of it.
             Self::Pool(_) | Self::Stopped(_) => Work::new(SPREAD, value).first(5),
-            Self::Bulk(keys) | Self::Fill(keys) | Self::Delete(keys) | Self::RedisBulk(keys) => {
-                Work::new(keys, value)
-            }
+            Self::Bulk(keys)
+            | Self::Fill(keys)
+            | Self::Delete(keys)
+            | Self::RedisBulk(keys)
+            | Self::RedisCluster(keys) => Work::new(keys, value),
         }
     }
 
@@ -275,7 +305,8 @@ impl Case {
     fn servers(self) -> usize {
         match self {
             Self::Pool(servers) | Self::Stopped(servers) => servers,
-            _ => usize::from(!self.is_redis()),
+            Self::RedisBulk(_) | Self::RedisSingles(_) | Self::RedisCluster(_) => 0,
+            _ => 1,
         }
     }
 

@@ -135,7 +135,8 @@ fn measure(case: Case) -> Measure {
         | Case::Fill(_)
         | Case::Delete(_)
         | Case::Pool(_)
-        | Case::RedisBulk(_) => Measure {
+        | Case::RedisBulk(_)
+        | Case::RedisCluster(_) => Measure {
             unit: "microseconds per call",
             better: "less is better",
             of: |figures| figures.p50,

@@ -1,4 +1,4 @@
-//! larder's memcached client beside the socket's limit and other clients, measured in one run.
+//! larder's memcached and Redis clients beside the socket's limit and other clients, measured in one run.
 //!
 //! `cargo run --release` in this folder starts its own servers on loopback, checks once that every subject pairs every
 //! key with its value, measures all of them in turn, and prints tables with ratios: the ratios of one run are the

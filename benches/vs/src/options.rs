@@ -26,7 +26,7 @@ pub struct Options {
 }
 
 const HELP: &str = "\
-larder's memcached client beside the socket's limit and other clients, measured in one run
+larder's memcached and Redis clients beside the socket's limit and other clients, measured in one run
 
 Usage: larder-vs [OPTIONS]
 
@@ -119,9 +119,9 @@ mod tests {
 
     #[test]
     fn cases_are_selected_by_parts_of_their_names() {
-        let options = parse(&["--case", "bulk", "--case", "fill"]).unwrap();
+        let options = parse(&["--case", "pool", "--case", "fill"]).unwrap();
         let names: Vec<_> = options.cases.into_iter().map(Case::name).collect();
-        assert_eq!(names, ["bulk-100", "bulk-1000", "bulk-5000", "fill-1000"]);
+        assert_eq!(names, ["fill-1000", "pool-1", "pool-3", "pool-50"]);
     }
 
     #[test]

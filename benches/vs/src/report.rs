@@ -62,7 +62,8 @@ pub fn text(outcome: &Outcome) -> String {
         | Case::Fill(_)
         | Case::Delete(_)
         | Case::Pool(_)
-        | Case::RedisBulk(_) => batches(outcome),
+        | Case::RedisBulk(_)
+        | Case::RedisCluster(_) => batches(outcome),
     };
     text.push_str(&table.to_string());
     for row in rows {

@@ -100,6 +100,14 @@ pub fn all(outcomes: &[Outcome]) -> Vec<Target> {
         AtMost(1.35),
     );
 
+    let cluster = Case::RedisCluster(1_000);
+    add(
+        "time / raw limit, GET to three nodes",
+        cluster,
+        |outcome| time(outcome, names::LARDER_CLUSTER, names::RAW_GETS),
+        AtMost(1.25),
+    );
+
     for (tasks, one, two) in [(64, 2.5, 3.0), (512, 5.0, 6.0)] {
         let singles = Case::Singles(tasks);
         add(

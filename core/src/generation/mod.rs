@@ -296,14 +296,16 @@ impl Generations {
             return Ok(());
         };
         let _asking = registration.asking.lock().await;
+        let mut is_over = false;
         if renew {
             let id = registration.id.load_full();
             let register = &registration.register;
-            if !register.renew(&id, REGISTRATION, RENEWED).await? {
-                return self.enter_anew().await;
-            }
+            is_over = !register.renew(&id, REGISTRATION, RENEWED).await?;
         }
-        self.ask(registration).await
+        if is_over || self.ask(registration).await?.is_over() {
+            return self.enter_anew().await;
+        }
+        Ok(())
     }
 
     /// After this long, nothing that was cached before is served by anybody.
@@ -351,7 +353,7 @@ impl Generations {
             }])
         };
         registration.register.edit(&mut decide).await?;
-        self.ask(registration).await
+        self.ask(registration).await.map(drop)
     }
 
     /// Deletes every registration, so that each process registers anew and finds an empty cache: after a restore of the
@@ -411,10 +413,10 @@ impl Generations {
         };
         let id = registration.entrant.enter(&*registration.register).await?;
         registration.id.store(Arc::new(id));
-        self.ask(registration).await
+        self.ask(registration).await.map(drop)
     }
 
-    async fn ask(&self, registration: &Registration) -> Result<()> {
+    async fn ask(&self, registration: &Registration) -> Result<Own> {
         let at = self.rt.awake();
         let registered = registration.register.read().await?;
         let id = registration.id.load_full();
@@ -423,7 +425,7 @@ impl Generations {
         let (standing, targets) = registration.understand(at, &registered, own);
         self.targets.store(Arc::new(targets));
         match is_over {
-            // It isn't used for reading any more; the next renewal registers anew.
+            // It isn't used for reading any more; this process registers anew.
             true => self.standing.rcu(|known| Standing {
                 prefix: known.prefix,
                 own_prefixes: known.own_prefixes.clone(),
@@ -433,7 +435,23 @@ impl Generations {
             }),
             false => self.standing.swap(Arc::new(standing)),
         };
-        Ok(())
+        Ok(match is_over {
+            true => Own::Over,
+            false => Own::Live,
+        })
+    }
+}
+
+/// What became of the own registration.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Own {
+    Live,
+    Over,
+}
+
+impl Own {
+    fn is_over(self) -> bool {
+        self == Self::Over
     }
 }
 

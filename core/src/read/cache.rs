@@ -20,7 +20,7 @@ use crate::entry::Dictionary;
 use crate::generation::{Entrant, Generations, Manifest, OpenPool, holder};
 use crate::stats::{CacheStats, Tally};
 use crate::switches::{Mechanism, Switches};
-use crate::write::{self, LINKED, Outbox, Plans, Register, RegisterDataset, Writes};
+use crate::write::{self, Backlog, LINKED, Outbox, Plans, Register, RegisterDataset, Writes};
 
 /// How many loads run at once in one process, over all data sets.
 const MAX_LOADS: usize = 32;
@@ -311,6 +311,18 @@ impl<S: Source> Cache<S> {
             ));
         }
         self.shared.generations.purge(accessor).await
+    }
+
+    /// What waits in the outbox now; `None` without one.
+    ///
+    /// # Errors
+    ///
+    /// If the database can't be asked.
+    pub async fn backlog(&self) -> Result<Option<Backlog>> {
+        match &self.shared.writes.outbox {
+            Some(outbox) => outbox.backlog().await.map(Some),
+            None => Ok(None),
+        }
     }
 
     /// Begins anew: every live generation ends, and every process registers another one, with an empty cache.
@@ -692,8 +704,7 @@ impl<S: Source> CacheBuilder<S> {
         }
         #[cfg(feature = "metrics")]
         drop(self.rt.spawn(crate::publish::keep_publishing(
-            Arc::downgrade(cache.backend()),
-            cache.tiers().map(Arc::downgrade),
+            Arc::downgrade(&cache.shared),
             self.rt,
         )));
         Ok(cache)

@@ -496,6 +496,7 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
         }
         let bypassed = way == Way::Past
             || !self.reading.through
+            || (self.nested && load::is_undeclared::<D>())
             || self.cache.is_bypassed_for(&*self.accessor);
         if way == Way::Refresh && D::Form::STORED && !bypassed {
             for position in 0..self.asked.len() {

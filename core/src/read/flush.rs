@@ -40,7 +40,7 @@ impl<S: Source> Cache<S> {
         }
         let own = self.own::<D>(&logical);
         if !D::Form::STORED {
-            Own::settle(own.into_iter().collect(), &Flush::Fresh);
+            Own::settle(own.into_iter().collect(), &self.shared.writes.undelivered);
             return Ok(());
         }
         let mut stale = Stale::default();
@@ -51,7 +51,7 @@ impl<S: Source> Cache<S> {
         let task = self.shared.tasks.track_future(async move {
             let _unsettled = unsettled;
             let (flush, rest) = Writes::flush_and_tell(&shared, stale, tally.as_ref()).await;
-            Own::settle(own.into_iter().collect(), &flush);
+            Own::settle(own.into_iter().collect(), &shared.writes.undelivered);
             match flush {
                 Flush::Fresh => Ok(()),
                 Flush::Pending(pending) => Err(FlushError {

@@ -14,14 +14,19 @@ use bytes::BytesMut;
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::Instrument as _;
 
-use super::accessor::Accessor;
+use super::accessor::{Accessor, AnyAccessor};
 use super::flight::{Load, Outcome, Phase};
-use super::{Answer, Cache, Dataset, LoadError, Recall, Rows, Scope, Source, Tier, TierKind, memo};
+use super::{
+    Answer, Cache, Dataset, Lifetime, LoadError, Recall, Rows, Scope, Source, Tier, TierKind, memo,
+};
 use crate::contract::{
     Error, ErrorKind, Fill, FillOutcome, Keys, Lease, Lost, Result, Set, Trips, WriteOptions,
 };
 use crate::stats::Unsettled;
 use crate::{Instant, Mechanism};
+
+/// A load waits no longer for a connection while a transaction is open, where mistakes of writers are errors.
+const SOON: Duration = Duration::from_secs(2);
 
 tokio::task_local! {
     /// The load that this task runs, and those that wait for it: the only thing in larder that travels with a task.
@@ -33,6 +38,8 @@ struct Chain {
     /// The cache, so that equal keys of two caches don't count as one.
     cache: usize,
     dataset: TypeId,
+    /// Its accessor, which knows its bases.
+    accessor: Arc<dyn AnyAccessor>,
     /// The `Load<D>` of this data set.
     load: Arc<dyn Any + Send + Sync>,
     parent: Option<Arc<Self>>,
@@ -75,6 +82,16 @@ pub(super) struct Order<D: Dataset> {
     pub(super) replaces: bool,
 }
 
+/// Whether the caller is the loader of something that isn't declared to be derived from this data set, which may be
+/// flushed before this, and built from what is old of it.
+pub(super) fn is_undeclared<D: Dataset>() -> bool {
+    LOADING
+        .try_with(|chain| {
+            D::LIFETIME != Lifetime::Immutable && !chain.accessor.plan().has_base(D::NAME)
+        })
+        .unwrap_or(false)
+}
+
 /// Whether the caller is a loader.
 pub(super) fn is_nested() -> bool {
     LOADING.try_with(|_| ()).is_ok()
@@ -109,6 +126,7 @@ pub(super) fn start<D: Dataset>(
     let chain = Arc::new(Chain {
         cache: address(cache),
         dataset: TypeId::of::<D>(),
+        accessor: Arc::clone(accessor) as _,
         load: Arc::clone(&load) as _,
         parent,
     });
@@ -288,9 +306,8 @@ impl<D: Dataset> Running<D> {
         let missing = self.load.keys.iter().zip(&values);
         let missing = missing.filter(|(_, value)| value.is_none());
         let keys: Vec<D::Key> = missing.map(|(key, _)| key.clone()).collect();
-        let source = &self.cache.shared.source;
         let rows = async {
-            let mut connection = source.acquire().await?;
+            let mut connection = self.connection().await?;
             D::load(&mut connection, keys).await
         };
         let limit = self
@@ -307,6 +324,29 @@ impl<D: Dataset> Running<D> {
                 after: D::LOAD_TIMEOUT,
             }),
         }
+    }
+
+    /// A connection for the load.
+    ///
+    /// # Panics
+    ///
+    /// Where mistakes of writers are errors, if there is none soon while a transaction is open.
+    async fn connection(
+        &self,
+    ) -> Result<<D::Source as Source>::Guard, <D::Source as Source>::Error> {
+        let shared = &self.cache.shared;
+        let acquire = shared.source.acquire();
+        let Some(place) = shared.writes.open_transaction() else {
+            return acquire.await;
+        };
+        let acquired = shared.rt.timeout(SOON, acquire).await;
+        acquired.unwrap_or_else(|| {
+            panic!(
+                "the load of `{}` waits for a connection while the transaction begun at {place} is open: on a pool of one \
+                 connection it waits for itself; read with `&mut tx` there",
+                D::NAME
+            )
+        })
     }
 
     fn in_order(

@@ -9,7 +9,9 @@ use super::stale::Stale;
 use super::undelivered::Hold;
 use super::writes::{Waiting, pause};
 use super::{Outbox, Row, RowId};
+use futures_util::future::Either;
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use crate::contract::Result;
 use crate::read::{Shared, Source};
@@ -40,7 +42,8 @@ const ROWS: usize = 500;
 const SWEEP: Duration = Duration::from_secs(60);
 
 /// Keeps what needs the database, until the cache is gone.
-async fn keep<S: Source>(shared: Weak<Shared<S>>, rt: Rt) {
+async fn keep<S: Source>(shared: Weak<Shared<S>>, pause: Pause) {
+    let rt = pause.rt;
     let mut keeper = Keeper {
         rt,
         foreign: HashMap::new(),
@@ -50,8 +53,7 @@ async fn keep<S: Source>(shared: Weak<Shared<S>>, rt: Rt) {
         polling: Timer::new(rt, POLL),
         sweeping: Timer::new(rt, SWEEP),
     };
-    loop {
-        rt.sleep(TICK).await;
+    while let Some(()) = pause.tick().await {
         let Some(shared) = shared.upgrade() else {
             return;
         };
@@ -67,34 +69,53 @@ pub(crate) async fn start<S: Source>(shared: &Arc<Shared<S>>) -> Result<()> {
     if let Some(outbox) = &shared.writes.outbox {
         relay(shared, &**outbox).await?;
     }
-    let (rt, weak) = (shared.rt, Arc::downgrade(shared));
-    let closing = shared.closing.clone();
-    let task = match shared.writes.outbox {
-        Some(_) => rt.spawn_apart(closing.run_until_cancelled_owned(keep(weak, rt))),
-        None => {
-            let added = Arc::clone(&shared.writes.added);
-            rt.spawn_apart(closing.run_until_cancelled_owned(keep_retrying(weak, added, rt)))
-        }
+    let pause = Pause {
+        rt: shared.rt,
+        closing: shared.closing.clone(),
     };
-    drop(task);
+    let weak = Arc::downgrade(shared);
+    // Tracked, so that closing waits for the turn that is under way: what it tries again isn't lost.
+    let task = match shared.writes.outbox {
+        Some(_) => Either::Left(keep(weak, pause)),
+        None => Either::Right(keep_retrying(weak, Arc::clone(&shared.writes.added), pause)),
+    };
+    drop(shared.rt.spawn_apart(shared.tasks.track_future(task)));
     Ok(())
 }
 
+/// Waits between turns, and ends when the cache is closing.
+struct Pause {
+    rt: Rt,
+    closing: CancellationToken,
+}
+
+impl Pause {
+    /// `None` if there is no next turn.
+    async fn until<F: Future<Output = ()>>(&self, next: F) -> Option<()> {
+        self.closing.run_until_cancelled(next).await
+    }
+
+    async fn tick(&self) -> Option<()> {
+        self.until(self.rt.sleep(TICK)).await
+    }
+}
+
 /// Retries flushes whenever some wait, until the cache is gone.
-async fn keep_retrying<S: Source>(shared: Weak<Shared<S>>, added: Arc<Notify>, rt: Rt) {
-    loop {
-        added.notified().await;
+async fn keep_retrying<S: Source>(shared: Weak<Shared<S>>, added: Arc<Notify>, pause: Pause) {
+    while let Some(()) = pause.until(added.notified()).await {
         loop {
             let Some(shared) = shared.upgrade() else {
                 return;
             };
-            let now = rt.now();
+            let now = pause.rt.now();
             retry(&shared, |waiting| waiting.next <= now).await;
             if shared.writes.waiting() == 0 {
                 break;
             }
             drop(shared);
-            rt.sleep(TICK).await;
+            if pause.tick().await.is_none() {
+                return;
+            }
         }
     }
 }
@@ -133,15 +154,16 @@ impl Keeper {
                 shared.generations.keep(renew).await,
             );
         }
+        if renew {
+            let backlog = report("the outbox", outbox.backlog().await);
+            backlog.map(|backlog| shared.writes.counters.set_backlog(backlog));
+        }
         if self.deleting.is_due(self.rt) {
             let done = shared.writes.take_done();
             if !done.is_empty() && report("the outbox", outbox.done(&done).await).is_none() {
                 shared.writes.not_done(done);
             }
-            report(
-                "the outbox",
-                self.look_for_delivered(shared, outbox).await,
-            );
+            report("the outbox", self.look_for_delivered(shared, outbox).await);
             report("the outbox", self.look_at_servers(shared, outbox).await);
         }
         if self.polling.is_due(self.rt) {
@@ -305,7 +327,6 @@ async fn sweep<S: Source>(shared: &Arc<Shared<S>>, outbox: &dyn Outbox<S::Conn>)
             );
         }
     }
-    shared.writes.counters.set_backlog(outbox.backlog().await?);
     Ok(())
 }
 

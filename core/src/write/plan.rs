@@ -381,7 +381,7 @@ impl AccessorPlan {
                         .into(),
                 );
             }
-            Lifetime::TtlOnly(_) | Lifetime::Immutable if flushed => {
+            Lifetime::TtlOnly(_) | Lifetime::Immutable if !self.watches.is_empty() => {
                 return Some(
                     "is flushed by what its `flush_on` declares, so its LIFETIME is Lifetime::Ttl"
                         .into(),
@@ -415,6 +415,11 @@ impl AccessorPlan {
         let mut names = HashSet::new();
         let twice = self.queries.iter().find(|(name, _)| !names.insert(*name));
         twice.map(|(name, _)| format!("has two queries of the NAME `{name}`"))
+    }
+
+    /// Whether its loader may read that one through the cache.
+    pub(crate) fn has_base(&self, accessor: &str) -> bool {
+        self.bases.contains(&accessor)
     }
 
     /// The entities whose changes flush it.

@@ -68,6 +68,7 @@ impl<S: Transactional> Cache<S> {
         let place = Location::caller();
         async move {
             let inner = self.shared.source.begin().await?;
+            self.shared.writes.opened(place);
             Ok(Tx {
                 inner: Some(inner),
                 cache: self.clone(),
@@ -364,8 +365,8 @@ impl<S: Transactional> Commit<S> {
             Err(CommitFailure::Unknown(error)) => {
                 counters.unknown.add(1);
                 // Its rows in the outbox may appear yet, so they are left to the relay.
-                let flush = Writes::flush(shared, stale, Vec::new(), cache.tally()).await;
-                Own::settle(own, &flush);
+                Writes::flush(shared, stale, Vec::new(), cache.tally()).await;
+                Own::settle(own, &shared.writes.undelivered);
                 return Err(CommitError::Unknown(error));
             }
         }
@@ -374,7 +375,7 @@ impl<S: Transactional> Commit<S> {
             true => Flush::Fresh,
             false => Writes::flush(shared, stale, ids, cache.tally()).await,
         };
-        Own::settle(own, &flush);
+        Own::settle(own, &shared.writes.undelivered);
         Ok(Committed {
             flush,
             flushing: shared.rt.now() - began,
@@ -408,6 +409,7 @@ impl<'a, S: Transactional> ScopedReader<'a, S> for &'a mut Tx<S> {}
 
 impl<S: Transactional> Drop for Tx<S> {
     fn drop(&mut self) {
+        self.cache.shared.writes.closed(self.place);
         if self.inner.is_none() {
             return;
         }

@@ -1,5 +1,6 @@
 //! What the writes of one cache share: their plans, the outbox, and the flushes that wait.
 
+use std::panic::Location;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -26,6 +27,8 @@ pub(crate) struct Writes<S: Source> {
     pub(crate) strict: bool,
     /// Told when a flush begins to wait.
     pub(super) added: Arc<Notify>,
+    /// Where the transactions that are open were begun, if that matters.
+    open: Mutex<Vec<&'static Location<'static>>>,
     waiting: Mutex<Vec<Waiting>>,
     /// Rows of the outbox that were delivered, to be deleted together.
     done: Mutex<Vec<RowId>>,
@@ -58,6 +61,7 @@ impl<S: Source> Writes<S> {
             counters: WriteCounters::default(),
             strict,
             added: Arc::default(),
+            open: Mutex::default(),
             waiting: Mutex::default(),
             done: Mutex::default(),
         }
@@ -174,6 +178,33 @@ impl<S: Source> Writes<S> {
         }
     }
 
+    pub(super) fn opened(&self, place: &'static Location<'static>) {
+        if self.strict {
+            self.lock_open().push(place);
+        }
+    }
+
+    pub(super) fn closed(&self, place: &'static Location<'static>) {
+        if self.strict {
+            let mut open = self.lock_open();
+            if let Some(position) = open.iter().position(|known| *known == place) {
+                open.swap_remove(position);
+            }
+        }
+    }
+
+    /// Where a transaction was begun that is open now, if mistakes of writers are errors.
+    pub(crate) fn open_transaction(&self) -> Option<&'static Location<'static>> {
+        match self.strict {
+            true => self.lock_open().first().copied(),
+            false => None,
+        }
+    }
+
+    fn lock_open(&self) -> MutexGuard<'_, Vec<&'static Location<'static>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn stats(&self) -> WriteStats {
         self.counters.snapshot(self.waiting(), &self.undelivered)
     }
@@ -223,15 +254,17 @@ impl Own {
         }
     }
 
-    /// Drops them again; where the flush isn't confirmed, the request reads them from the source from now on.
-    pub(crate) fn settle(own: Vec<Self>, flush: &Flush) {
+    /// Drops them again; those whose flush isn't confirmed the request reads from the source from now on.
+    pub(crate) fn settle(own: Vec<Self>, undelivered: &Undelivered) {
         for mut own in own {
             let wire = std::mem::take(&mut own.wire);
-            match (own.scope.upgrade(), flush) {
-                (None, _) => {}
-                (Some(scope), Flush::Fresh) => scope.forget(&wire),
-                (Some(scope), Flush::Pending(_)) => scope.distrust(&wire),
-            }
+            let Some(scope) = own.scope.upgrade() else {
+                continue;
+            };
+            let (old, dropped): (Vec<usize>, Vec<usize>) = (0..wire.len())
+                .partition(|&index| undelivered.holds(wire.get(index).without_prefix()));
+            scope.forget(&wire.select(dropped));
+            scope.distrust(&wire.select(old));
         }
     }
 

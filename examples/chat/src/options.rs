@@ -14,7 +14,8 @@ use crate::lock::beside;
 #[derive(Clone, Debug, Parser)]
 #[command(name = "larder-chat", version, max_term_width = 100)]
 pub struct Options {
-    /// The store: memory://, memcached://HOST:PORT,HOST:PORT or memcached:///SOCKET [default: LARDER_URL, or memory://]
+    /// The store: memory://, memcached://HOST:PORT,HOST:PORT, redis://HOST:PORT or redis+cluster://HOST:PORT,HOST:PORT, or a
+    /// socket as in memcached:///SOCKET [default: LARDER_URL, or memory://]
     #[arg(long, value_name = "URL")]
     pub cache: Option<String>,
 

@@ -11,11 +11,28 @@ use bytes::Bytes;
 
 use crate::redis::{RawRedis, RedisServer, Reply};
 use crate::server::Listen;
+use crate::tls::{Authority, Identity};
 
 /// How long the nodes may take to agree before the test gives up on them.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 const SLOTS: usize = 16_384;
+
+/// The port with TLS is so much higher than the one without.
+const TLS_PORT: u16 = 5_000;
+
+/// And the one where nodes talk to each other so much.
+const BUS_PORT: u16 = 10_000;
+
+/// What every node is started with.
+const BASICS: [&str; 6] = [
+    "--cluster-enabled",
+    "yes",
+    "--cluster-node-timeout",
+    "30000",
+    "--cluster-require-full-coverage",
+    "no",
+];
 
 /// A running cluster.
 ///
@@ -34,6 +51,8 @@ const SLOTS: usize = 16_384;
 pub struct RedisCluster {
     nodes: Vec<RedisServer>,
     password: Option<String>,
+    /// They speak TLS with each other, and so know each other by their ports with TLS.
+    is_tls: bool,
 }
 
 impl RedisCluster {
@@ -64,20 +83,54 @@ impl RedisCluster {
         Self::start_with(primaries, primaries, None, arguments).await
     }
 
+    /// The same where every node shows this certificate, to clients and to the others, and announces a port with TLS. It answers
+    /// without TLS as well, on the port that [`addresses`](Self::addresses) names.
+    ///
+    /// # Panics
+    ///
+    /// If Redis isn't installed or can't do TLS, or the nodes don't agree.
+    pub async fn start_tls(primaries: usize, authority: &Authority, identity: &Identity) -> Self {
+        let [ca, certificate, key] = [&authority.file(), &identity.certificate, &identity.key]
+            .map(|path| path.display().to_string());
+        let arguments = |port: u16| {
+            let tls_port = (port + TLS_PORT).to_string();
+            // Not one that the kernel may have given to somebody.
+            let bus_port = (port + BUS_PORT).to_string();
+            let tls = [
+                ["--tls-port", &tls_port],
+                ["--cluster-port", &bus_port],
+                ["--tls-cluster", "yes"],
+                ["--tls-auth-clients", "no"],
+                ["--tls-cert-file", &certificate],
+                ["--tls-key-file", &key],
+                ["--tls-ca-cert-file", &ca],
+            ];
+            let tls = tls.concat().into_iter().map(str::to_owned);
+            BASICS.into_iter().map(str::to_owned).chain(tls).collect()
+        };
+        let start = |_| RedisServer::start_at(Listen::Tcp, arguments);
+        let cluster = Self {
+            nodes: (0..primaries).map(start).collect(),
+            password: None,
+            is_tls: true,
+        };
+        cluster.form(primaries).await;
+        cluster
+    }
+
+    /// Where the nodes of such a cluster listen with TLS.
+    pub fn tls_addresses(&self) -> Vec<String> {
+        let ports = self.nodes.iter().map(|node| node.port() + TLS_PORT);
+        ports.map(|port| format!("127.0.0.1:{port}")).collect()
+    }
+
     async fn start_with(
         primaries: usize,
         replicas: usize,
         password: Option<&str>,
         arguments: &[&str],
     ) -> Self {
-        let mut all = vec![
-            "--cluster-enabled",
-            "yes",
-            "--cluster-node-timeout",
-            "30000",
-            "--cluster-require-full-coverage",
-            "no",
-        ];
+        let mut all = BASICS.to_vec();
         if let Some(password) = password {
             all.extend(["--requirepass", password, "--masterauth", password]);
         }
@@ -86,6 +139,7 @@ impl RedisCluster {
         let cluster = Self {
             nodes: (0..primaries + replicas).map(start).collect(),
             password: password.map(str::to_owned),
+            is_tls: false,
         };
         cluster.form(primaries).await;
         cluster
@@ -103,8 +157,14 @@ impl RedisCluster {
                 expect_ok(raw.call(&["CLUSTER", "ADDSLOTSRANGE", &first, &last]).await);
             }
             for other in &self.nodes[..number] {
-                let port = other.port().to_string();
-                expect_ok(raw.call(&["CLUSTER", "MEET", "127.0.0.1", &port]).await);
+                let bus_port = (other.port() + BUS_PORT).to_string();
+                let port = match self.is_tls {
+                    true => other.port() + TLS_PORT,
+                    false => other.port(),
+                };
+                let port = port.to_string();
+                let meet = ["CLUSTER", "MEET", "127.0.0.1", &port, &bus_port];
+                expect_ok(raw.call(&meet).await);
             }
         }
         self.wait_until_ok().await;

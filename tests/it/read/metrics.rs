@@ -189,6 +189,8 @@ async fn the_names_and_labels_are_the_documented_ones() {
     gate.set_down(true);
     get::<Row>(&cache, &1).await.unwrap();
     cache.flush::<Row>([1]).await.unwrap_err();
+    // Its flush waits.
+    get::<Row>(&cache, &1).await.unwrap();
     tally.settled().await;
     // What a request keeps, what it has no room for, what comes too late, and what it distrusts.
     let in_flight = Request::begin(&cache);

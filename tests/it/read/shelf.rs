@@ -169,6 +169,10 @@ macro_rules! dataset {
             type Tier = larder_core::NoTier;
             type Error = $crate::read::shelf::Broken;
 
+            fn flush_on(plan: &mut larder_core::FlushOn<Self>) {
+                plan.by_hand();
+            }
+
             async fn load(
                 conn: &mut $crate::read::shelf::Conn,
                 ids: Vec<u64>,

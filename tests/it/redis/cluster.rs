@@ -2,24 +2,30 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use larder::{
     BuilderExt as _, Cache, Config, Dataset, FlushOn, Lifetime, NoTier, Plain, Rows, Source, get,
     get_many,
 };
 use larder_backends::redis::{RedisCluster as Client, RedisConfig};
+use larder_core::config::Secret;
 use larder_core::{
-    Backend, BackendExt as _, ErrorKind, Fill, FillOutcome, GetOptions, Lease, Lookup, Lost,
-    Result, Rt, Set,
+    Backend, BackendExt as _, ErrorKind, Fill, FillOutcome, GetOptions, Keys, Lease, Lookup, Lost,
+    Result, Rt, Set, WriteOptions,
 };
 use larder_harness::redis::Reply;
 use larder_harness::redis_cluster::RedisCluster;
+use larder_harness::tls::Authority;
 
 use super::traffic::Traffic;
 
 /// A client with patience: the machine may be busy with other tests.
 fn client_of(servers: Vec<String>) -> Client {
+    Client::new(config_of(servers), Rt::new()).unwrap()
+}
+
+fn config_of(servers: Vec<String>) -> RedisConfig {
     let mut config = RedisConfig::default();
     config.servers = servers;
     config.connect_timeout = Duration::from_secs(5);
@@ -27,7 +33,7 @@ fn client_of(servers: Vec<String>) -> Client {
     config.flush_timeout = Duration::from_secs(5);
     config.stall = Duration::from_secs(5);
     config.backoff_limit = Duration::from_millis(200);
-    Client::new(config, Rt::new()).unwrap()
+    config
 }
 
 fn client(cluster: &RedisCluster) -> Client {
@@ -257,6 +263,160 @@ async fn a_server_of_its_own_is_no_cluster() {
     let error = client.get("key", &asking()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config);
     assert!(error.to_string().contains("write redis://"), "{error}");
+}
+
+// --- users, and TLS
+
+/// Deletes and reads a key that has left for a node that isn't its slot's owner yet, and everything that comes before.
+async fn use_all(cluster: &RedisCluster, client: &Client) -> Result<()> {
+    let slot = cluster.slot("key").await;
+    let to = (cluster.owner(slot).await + 1) % 3;
+    let mut keys = Keys::new();
+    for key in ["key", "other", "third", "fourth"] {
+        keys.push_raw(key)?;
+    }
+    // Something of somebody else's is replaced by a script.
+    let mut raw = cluster.raw(cluster.owner(slot).await).await;
+    raw.set("key", b"foreign").await;
+    for lookup in client.get_many(&keys, &asking()).await {
+        client.release("key", won(Ok(lookup?))).await?;
+    }
+    client
+        .delete_many(&keys, &WriteOptions::default())
+        .await
+        .into_iter()
+        .collect::<Result<()>>()?;
+    let lease = won(Ok(client.get("key", &asking()).await?));
+    client.fill("key", Fill::new(lease, "value")).await?;
+    client.set_immutable("key", Set::new("value")).await?;
+    cluster.begin_move(slot, to).await;
+    cluster.move_keys(slot, to, 10).await;
+    let moved = client.get("key", &GetOptions::look()).await;
+    let deleted = client.delete("key").await;
+    cluster.end_move(slot, to).await;
+    moved.and(deleted)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_documented_acl_rule_is_enough_for_a_cluster() {
+    let cluster = RedisCluster::start(3, &[]).await;
+    let rule = include_str!("../../../docs/redis-cluster.md")
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("ACL SETUSER larder "))
+        .expect("the guide has the rule");
+    let outcome = async |left_out: &str| {
+        for number in 0..3 {
+            let mut words = vec!["ACL", "SETUSER", "larder", "reset"];
+            words.extend(rule.split_whitespace().filter(|&word| word != left_out));
+            let reply = cluster.raw(number).await.call(&words).await;
+            assert_eq!(reply, Reply::Text("OK".into()));
+        }
+        let mut config = config_of(cluster.addresses());
+        config.user = Some("larder".to_owned());
+        config.password = Some(Secret::new("PASSWORD"));
+        let client = Client::new(config, Rt::new()).unwrap();
+        use_all(&cluster, &client).await
+    };
+    outcome("").await.unwrap();
+    for left_out in ["+cluster|slots", "+asking", "+get"] {
+        let error = outcome(left_out).await.expect_err(left_out);
+        assert_eq!(error.kind(), ErrorKind::Config, "{error:?}");
+        assert!(error.to_string().contains("ACL"), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tls_to_every_node() {
+    let authority = Authority::new();
+    let identity = authority.issue(&["127.0.0.1"]);
+    let cluster = RedisCluster::start_tls(3, &authority, &identity).await;
+    let mut config = config_of(cluster.tls_addresses()[..1].to_vec());
+    config.tls = true;
+    config.ca_file = Some(authority.file());
+    let client = Client::new(config, Rt::new()).unwrap();
+
+    // On both lanes of every node, with values that take more than one record.
+    for count in [6, 300] {
+        let mut keys = Keys::new();
+        for number in 0..count {
+            keys.push_raw(&format!("key:{count}:{number}")).unwrap();
+        }
+        let value = |number: usize| vec![b'a' + (number % 26) as u8; 1 + number * 499];
+        let leases = client.get_many(&keys, &asking()).await.into_iter();
+        let fills = leases
+            .enumerate()
+            .map(|(number, lookup)| Fill::new(won(lookup), value(number)));
+        let options = WriteOptions::default();
+        for outcome in client.fill_many(&keys, fills.collect(), &options).await {
+            assert_eq!(outcome.unwrap(), FillOutcome::Stored);
+        }
+        let found = client.get_many(&keys, &GetOptions::look()).await;
+        for (number, lookup) in found.into_iter().enumerate() {
+            let Ok(Lookup::Hit { value: found, .. }) = lookup else {
+                panic!("{lookup:?}");
+            };
+            assert!(found == value(number), "value {number}");
+        }
+        for deleted in client.delete_many(&keys, &options).await {
+            deleted.unwrap();
+        }
+        for lookup in client.get_many(&keys, &GetOptions::look()).await {
+            assert!(matches!(lookup, Ok(Lookup::Miss { .. })), "{lookup:?}");
+        }
+    }
+    let stats = client.stats();
+    let mut servers: Vec<_> = stats
+        .servers
+        .iter()
+        .map(|node| node.server.clone())
+        .collect();
+    let mut addresses = cluster.tls_addresses();
+    servers.sort();
+    addresses.sort();
+    assert_eq!(
+        servers, addresses,
+        "the nodes are known by their ports with TLS"
+    );
+    assert!(stats.servers.iter().all(|node| node.bytes_in > 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tls_with_another_authority_is_an_error_in_time_and_no_storm() {
+    let (authority, stranger) = (Authority::new(), Authority::new());
+    let identity = authority.issue(&["127.0.0.1"]);
+    let cluster = RedisCluster::start_tls(3, &authority, &identity).await;
+    let mut config = config_of(cluster.tls_addresses());
+    config.tls = true;
+    config.ca_file = Some(stranger.file());
+    let client = Client::new(config, Rt::new()).unwrap();
+    let dials = async |cluster: &RedisCluster| {
+        let mut sum = 0;
+        for number in 0..3 {
+            let received = cluster
+                .raw(number)
+                .await
+                .info("total_connections_received")
+                .await;
+            sum += received.parse::<u64>().unwrap();
+        }
+        sum
+    };
+    let before = dials(&cluster).await;
+    let (start, mut calls) = (Instant::now(), 0);
+    while start.elapsed() < Duration::from_secs(1) {
+        let asked = Instant::now();
+        let error = client.get("k", &asking()).await.unwrap_err();
+        assert!(asked.elapsed() < Duration::from_secs(5), "{error}");
+        assert_eq!(error.kind(), ErrorKind::Config, "{error:?}");
+        assert!(error.to_string().contains("`ca_file`"), "{error}");
+        calls += 1;
+    }
+    // Each question for the map dials every node at most once, and the next comes after a pause. Asking counts itself.
+    let dialled = dials(&cluster).await - before;
+    assert!(
+        calls > 100 && dialled < 3 * 12,
+        "{dialled} dials for {calls} calls"
+    );
 }
 
 /// Who computes another slot than the server is sent on, which is a trip more, whenever the two are of different nodes.

@@ -1,7 +1,8 @@
 //! Servers that won't do: a clear error within the connect deadline, few dials, and no credentials anywhere.
 
-use std::sync::Arc;
+use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use larder_backends::redis::{Redis, RedisConfig};
@@ -289,6 +290,52 @@ async fn a_server_that_refuses_us_is_not_dialled_without_pause() {
     // 50 ms, 100 ms, 200 ms, … between them, less the jitter; then one a second.
     let dials = dials.load(Ordering::SeqCst);
     assert!((2..=8).contains(&dials), "{dials} dials in a second");
+}
+
+/// A log that a test reads.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn no_log_shows_a_password() {
+    let log = Log::default();
+    let sink = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_writer(move || sink.clone())
+        .finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+
+    let server = RedisServer::start(Listen::Tcp, &["--requirepass", "correct-horse"]);
+    for password in ["correct-horse", PASSWORD] {
+        let redis = Redis::new(with_login(&server, None, Some(password)), Rt::new()).unwrap();
+        let answer = redis.get("k", &asking()).await;
+        assert_eq!(answer.is_ok(), password != PASSWORD);
+        tracing::info!(?answer, checks = ?redis.check().await, stats = ?redis.stats(), ?redis, "used");
+        // The name of a server that isn't there: it would be told in the clear.
+        let mut config = RedisConfig::new("cache.invalid");
+        config.password = Some(Secret::new(password));
+        tracing::info!(?config, "configured");
+        drop(Redis::new(config, Rt::new()).unwrap());
+    }
+    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    for expected in ["in the clear", "refuses the user"] {
+        assert!(log.contains(expected), "{expected}: {log}");
+    }
+    for password in ["correct-horse", PASSWORD] {
+        assert!(!log.contains(password), "{log}");
+    }
 }
 
 #[tokio::test]

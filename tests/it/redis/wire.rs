@@ -15,7 +15,9 @@ use larder_core::{
 use larder_harness::redis::{RedisServer, Reply};
 use larder_harness::server::Listen;
 
-use super::{LEASE, asking, client, config, hit, numbered, ok, start, until, won};
+use super::{
+    LEASE, asking, client, config, hit, numbered, ok, start, until, until_it_answers, won,
+};
 
 /// What a call cost: trips.
 async fn cost<F: Future>(call: impl FnOnce(Trips) -> F) -> (F::Output, u64) {
@@ -236,6 +238,42 @@ async fn bytes_are_counted_in_both_directions() {
     let after = redis.stats().servers.remove(0);
     assert!(after.bytes_in - before.bytes_in > 100_000);
     assert_eq!((after.trips, after.keys), (2, 2));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_server_went_through_is_in_its_figures() {
+    let mut server = RedisServer::start(Listen::Tcp, &[]);
+    let mut config = config(&server);
+    config.timeout = Duration::from_secs(1);
+    let redis = Redis::new(config, Rt::new()).unwrap();
+    let figures = || redis.stats().servers.remove(0);
+    redis.get("k", &GetOptions::look()).await.unwrap();
+    let well = figures();
+    assert_eq!((well.state, well.connects, well.reconnects), ("up", 1, 0));
+    assert_eq!((well.last_error, well.last_error_age_s), (None, None));
+
+    server.kill();
+    until("it is known to be gone", async || {
+        let failed = redis.get("k", &GetOptions::look()).await.is_err();
+        failed && figures().state != "up"
+    })
+    .await;
+    let gone = figures();
+    assert!(gone.last_error.is_some() && gone.last_error_age_s.is_some());
+    server.restart();
+    until_it_answers(&redis).await;
+    let back = figures();
+    assert_eq!((back.state, back.reconnects), ("up", 1));
+    assert!(back.last_error.is_some(), "what went wrong is remembered");
+
+    server.stop();
+    let error = redis.get("k", &GetOptions::look()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout);
+    let hung = figures();
+    assert_eq!(hung.state, "down");
+    assert_eq!(hung.timeouts - back.timeouts, 1);
+    assert_eq!(hung.times_down - back.times_down, 1);
+    server.resume();
 }
 
 #[tokio::test]

@@ -43,6 +43,10 @@ macro_rules! tiered {
             type Tier = larder_core::$tier;
             type Error = $crate::read::shelf::Broken;
 
+            fn flush_on(plan: &mut larder_core::FlushOn<Self>) {
+                plan.by_hand();
+            }
+
             async fn load(
                 conn: &mut $crate::read::shelf::Conn,
                 ids: Vec<u64>,

@@ -8,6 +8,7 @@ pub mod larder;
 mod limit;
 mod plain;
 pub mod redis;
+pub mod redis_cluster;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -68,6 +69,11 @@ pub trait Subject: Send + Sync {
         Ok(None)
     }
 
+    /// The same from the nodes of a Redis Cluster.
+    async fn redis_cluster_fetch(&self, _stage: &Stage) -> Result<Option<Box<dyn Fetch>>> {
+        Ok(None)
+    }
+
     /// This many callers that get one key after the other from such a Redis.
     async fn redis_callers(&self, _stage: &Stage, _count: usize) -> Result<Option<Callers>> {
         Ok(None)
@@ -90,6 +96,7 @@ pub fn all() -> Vec<Box<dyn Subject>> {
     subjects.extend(classic::subjects());
     subjects.extend(async_memcached::subjects());
     subjects.extend(redis::subjects());
+    subjects.extend(redis_cluster::subjects());
     subjects
 }
 
@@ -108,6 +115,9 @@ pub mod names {
     pub const RAW_MGET: &str = "raw socket, MGET";
     pub const LARDER_REDIS: &str = "larder, Redis";
     pub const REDIS_CRATE: &str = "redis crate, multiplexed";
+    pub const RAW_GETS: &str = "raw sockets, GET";
+    pub const LARDER_CLUSTER: &str = "larder, Redis Cluster";
+    pub const CLUSTER_CRATE: &str = "redis crate, cluster client";
     pub const EXP: &str = "memcache exp, run_many";
     pub const EXP_POOL: &str = "memcache exp, default pool";
     pub const EXP_POOL_WIDE: &str = "memcache exp, one idle per task";

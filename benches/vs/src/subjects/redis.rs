@@ -10,8 +10,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use async_trait::async_trait;
 use bytes::{Buf as _, Bytes};
 use larder_backends::redis::{Redis, RedisConfig};
-use larder_core::{Backend as _, Keys};
-use larder_core::{BackendExt as _, GetOptions, Lookup, Rt, Set, WriteOptions};
+use larder_core::{Backend, BackendExt as _, GetOptions, Keys, Lookup, Rt, Set, WriteOptions};
 use redis::Value;
 use redis::aio::MultiplexedConnection;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -33,11 +32,14 @@ pub(super) fn subjects() -> Vec<Box<dyn Subject>> {
 
 /// Stores all of the work's items.
 pub async fn furnish(stage: &Stage) -> Result<()> {
-    let client = Ours::connect(stage)?;
+    store(&*Ours::connect(stage)?.0, stage).await
+}
+
+pub(super) async fn store(backend: &dyn Backend, stage: &Stage) -> Result<()> {
     for batch in &stage.work.batches {
         let sets = batch.values.iter().cloned().map(Set::new).collect();
         let (keys, options) = (keys_of(batch)?, WriteOptions::default());
-        let stored = client.0.set_immutable_many(&keys, sets, &options).await;
+        let stored = backend.set_immutable_many(&keys, sets, &options).await;
         stored.into_iter().try_for_each(|stored| stored)?;
     }
     Ok(())
@@ -69,28 +71,37 @@ impl Subject for Raw {
     }
 
     async fn redis_fetch(&self, stage: &Stage) -> Result<Option<Box<dyn Fetch>>> {
-        let stream = TcpStream::connect(&stage.server).await?;
-        stream.set_nodelay(true)?;
-        Ok(Some(Box::new(Socket {
-            stream,
-            requests: stage.work.batches.iter().map(request).collect(),
-            lengths: stage.work.batches.iter().map(answer_length).collect(),
-            buffer: vec![0; READ],
-        })))
+        let requests = stage.work.batches.iter().map(request).collect();
+        let lengths = stage.work.batches.iter().map(answer_length).collect();
+        let socket = Socket::connect(&stage.server, requests, lengths).await?;
+        Ok(Some(Box::new(socket)))
     }
 }
 
 /// How long the answer to a batch is.
 fn answer_length(batch: &Batch) -> usize {
-    let of = |value: &Bytes| {
-        let length = HEAD + value.len();
-        format!("${length}\r\n").len() + length + 2
-    };
-    format!("*{}\r\n", batch.len()).len() + batch.values.iter().map(of).sum::<usize>()
+    let values = batch.values.iter().map(value_length);
+    format!("*{}\r\n", batch.len()).len() + values.sum::<usize>()
+}
+
+/// How long a value is as it comes.
+pub(super) fn value_length(value: &Bytes) -> usize {
+    let length = HEAD + value.len();
+    format!("${length}\r\n").len() + length + 2
+}
+
+/// Takes the next value off an answer, which has to be as long as this one.
+pub(super) fn take_value(rest: &mut &[u8], like: &Bytes) -> Result<Bytes> {
+    let length = HEAD + like.len();
+    let head = format!("${length}\r\n");
+    let value = rest.strip_prefix(head.as_bytes());
+    let value = value.context("a value is missing")?;
+    *rest = &value[length + 2..];
+    Ok(Bytes::copy_from_slice(&value[HEAD..length]))
 }
 
 /// Sends prepared requests and reads answers of known length.
-struct Socket {
+pub(super) struct Socket {
     stream: TcpStream,
     /// By the number of the batch.
     requests: Vec<Vec<u8>>,
@@ -99,8 +110,27 @@ struct Socket {
 }
 
 impl Socket {
+    pub(super) async fn connect(
+        server: &str,
+        requests: Vec<Vec<u8>>,
+        lengths: Vec<usize>,
+    ) -> Result<Self> {
+        let stream = TcpStream::connect(server).await?;
+        stream.set_nodelay(true)?;
+        Ok(Self {
+            stream,
+            requests,
+            lengths,
+            buffer: vec![0; READ],
+        })
+    }
+
     /// Writes and reads at once, and shows every piece of the answer.
-    async fn exchange(&mut self, batch: &Batch, mut read: impl FnMut(&[u8]) + Send) -> Result<()> {
+    pub(super) async fn exchange(
+        &mut self,
+        batch: &Batch,
+        mut read: impl FnMut(&[u8]) + Send,
+    ) -> Result<()> {
         let (mut reader, mut writer) = self.stream.split();
         let request = &self.requests[batch.number];
         let write = async { writer.write_all(request).await.map_err(Into::into) };
@@ -139,17 +169,8 @@ impl Fetch for Socket {
         self.exchange(batch, |piece| reply.extend_from_slice(piece))
             .await?;
         let mut rest = &reply[format!("*{}\r\n", batch.len()).len()..];
-        let mut answers = Vec::with_capacity(batch.len());
-        for value in &batch.values {
-            let length = HEAD + value.len();
-            let head = format!("${length}\r\n");
-            rest = rest
-                .strip_prefix(head.as_bytes())
-                .context("a value is missing")?;
-            answers.push(Bytes::copy_from_slice(&rest[HEAD..length]));
-            rest = &rest[length + 2..];
-        }
-        Ok(answers)
+        let values = batch.values.iter();
+        values.map(|value| take_value(&mut rest, value)).collect()
     }
 }
 
@@ -157,12 +178,17 @@ struct Ours;
 
 impl Ours {
     fn connect(stage: &Stage) -> Result<Client> {
-        let mut config = RedisConfig::new(stage.server.clone());
-        // Patience changes nothing of what is measured, and a busy machine shouldn't end it.
-        config.timeout = Duration::from_secs(10);
-        config.connect_timeout = Duration::from_secs(10);
-        Ok(Client(Arc::new(Redis::new(config, Rt::new())?)))
+        Ok(Client(Arc::new(Redis::new(config(stage), Rt::new())?)))
     }
+}
+
+/// A client's configuration. Patience changes nothing of what is measured, and a busy machine shouldn't end it.
+pub(super) fn config(stage: &Stage) -> RedisConfig {
+    let mut config = RedisConfig::default();
+    config.servers.clone_from(&stage.servers);
+    config.timeout = Duration::from_secs(10);
+    config.connect_timeout = Duration::from_secs(10);
+    config
 }
 
 #[async_trait]
@@ -277,7 +303,7 @@ impl Multiplexed {
     }
 }
 
-fn value(value: Value) -> Result<Vec<u8>> {
+pub(super) fn value(value: Value) -> Result<Vec<u8>> {
     match value {
         Value::BulkString(value) => Ok(value),
         _ => bail!("a stored key is answered with something else"),
@@ -311,7 +337,7 @@ impl Get for Multiplexed {
     }
 }
 
-fn without_head(value: Vec<u8>) -> Bytes {
+pub(super) fn without_head(value: Vec<u8>) -> Bytes {
     let mut value = Bytes::from(value);
     value.advance(HEAD);
     value
