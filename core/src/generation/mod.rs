@@ -26,6 +26,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use serde::Serialize;
 
+use enter::is_private;
 pub(crate) use enter::{Entrant, holder};
 pub(crate) use manifest::{Listed, Manifest};
 
@@ -64,7 +65,7 @@ const MANY: usize = 3;
 const PURGED: Duration = REGISTRATION;
 
 /// Opens the pool of another generation by its description.
-pub(crate) type OpenPool = Box<dyn Fn(&str) -> Result<Arc<dyn Backend>> + Send + Sync>;
+pub(crate) type OpenPool = Box<dyn Fn(&str, Rt) -> Result<Arc<dyn Backend>> + Send + Sync>;
 
 /// Under which prefixes this process reads, fills and flushes.
 pub(crate) struct Generations {
@@ -471,9 +472,11 @@ impl Generations {
         };
         let id = registration.id.load_full();
         let own = registered.generations.iter().find(|known| known.id == *id);
-        let is_over = own.is_none_or(|own| own.left.is_zero());
+        let is_over = own.is_none_or(|own| {
+            own.left.is_zero() || registration.entrant.should_move(own, &registered)
+        });
         let others_over = (registered.generations.iter()).any(|known| known.left.is_zero());
-        let (standing, targets) = registration.understand(asked, &registered, own);
+        let (standing, targets) = registration.understand(asked, &registered, own, self.rt);
         self.targets.store(Arc::new(targets));
         let reads_on = self.switches.is_off(Mechanism::Registration);
         match is_over {
@@ -519,6 +522,7 @@ impl Registration {
         asked: Asked,
         registered: &Registered,
         own: Option<&Generation>,
+        rt: Rt,
     ) -> (Standing, Targets) {
         let entrant = &self.entrant;
         let is_on = |mechanism| !self.switches.is_off(mechanism);
@@ -559,13 +563,6 @@ impl Registration {
                     standing.uncached.entry(name.clone()).or_insert(uncached);
                 }
             }
-            if is_own || is_on(Mechanism::EveryGeneration) {
-                all.push(Target {
-                    backend: self.pool(&generation.pool),
-                    prefix,
-                    own_prefixes,
-                });
-            }
             targets.live.push(LiveGeneration {
                 id: generation.id.clone(),
                 version: generation.version.clone(),
@@ -574,6 +571,17 @@ impl Registration {
                 left_s: generation.left.as_secs(),
                 is_own,
             });
+            // A store in another process that is allowed to be there sees writes after the TTL.
+            if is_private(&generation.pool) && generation.pool != entrant.pool.description {
+                continue;
+            }
+            if is_own || is_on(Mechanism::EveryGeneration) {
+                all.push(Target {
+                    backend: self.pool(&generation.pool, rt),
+                    prefix,
+                    own_prefixes,
+                });
+            }
         }
         // A moment that may not have come yet is taken for one that hasn't.
         let after = |wait: Duration, since: Duration| {
@@ -581,16 +589,13 @@ impl Registration {
             let waits = !wait.is_zero() && is_on(Mechanism::Activation);
             waits.then(|| asked.answered + wait)
         };
-        if let Some(own) = own {
-            let is_alone = registered.generations.len() == 1 && own.revised >= own.age;
-            if !is_alone {
-                standing.active_from = after(ACTIVATION, own.revised);
-                let waits = match agrees {
-                    true => ACTIVATION,
-                    false => DISAGREEING,
-                };
-                standing.commits_from = after(waits, own.revised);
-            }
+        if let Some(own) = own.filter(|_| registered.generations.len() > 1) {
+            standing.active_from = after(ACTIVATION, own.age);
+            let waits = match agrees {
+                true => ACTIVATION,
+                false => DISAGREEING,
+            };
+            standing.commits_from = after(waits, own.age);
         }
         for purge in &registered.purges {
             if let Some(from) = after(ACTIVATION, purge.age) {
@@ -621,12 +626,12 @@ impl Registration {
         }
     }
 
-    fn pool(&self, description: &str) -> Result<Arc<dyn Backend>> {
+    fn pool(&self, description: &str, rt: Rt) -> Result<Arc<dyn Backend>> {
         let mut pools = self.lock_pools();
         if let Some(pool) = pools.get(description) {
             return Ok(Arc::clone(pool));
         }
-        let pool = (self.open)(description)?;
+        let pool = (self.open)(description, rt)?;
         pools.insert(description.to_owned(), Arc::clone(&pool));
         Ok(pool)
     }
