@@ -1,6 +1,6 @@
 //! The task that keeps promises: renews the registration, retries flushes, relays the outbox.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::contract::Result;
 use crate::read::{Shared, Source};
-use crate::{Instant, Rt};
+use crate::{Instant, Mechanism, Rt};
 
 /// How often retries are looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -38,15 +38,19 @@ const HOLD: Duration = Duration::from_secs(5);
 /// Rows that are relayed together.
 const ROWS: usize = 500;
 
+/// Rows that are looked at, or asked for, at once.
+const MANY_ROWS: usize = 10 * ROWS;
+
 /// How often rows that nobody needs any more are looked for.
 const SWEEP: Duration = Duration::from_secs(60);
 
 /// Keeps what needs the database, until the cache is gone.
-async fn keep<S: Source>(shared: Weak<Shared<S>>, pause: Pause) {
+async fn keep<S: Source>(shared: Weak<Shared<S>>, foreign: Foreign, pause: Pause) {
     let rt = pause.rt;
     let mut keeper = Keeper {
         rt,
-        foreign: HashMap::new(),
+        foreign,
+        asked: 0,
         deleting: Timer::new(rt, DELETE),
         reading: Timer::new(rt, READ),
         renewing: Timer::new(rt, RENEW),
@@ -63,11 +67,19 @@ async fn keep<S: Source>(shared: Weak<Shared<S>>, pause: Pause) {
     }
 }
 
-/// Starts what keeps the promises of this cache, once what others have left in the outbox was looked at: what this
-/// process can't deliver, it doesn't read.
+/// Starts what keeps the promises of this cache, once the outbox was looked at: what others have left there, a former
+/// run of this process among them, isn't read until somebody has delivered it.
 pub(crate) async fn start<S: Source>(shared: &Arc<Shared<S>>) -> Result<()> {
+    let mut foreign = Foreign::new();
     if let Some(outbox) = &shared.writes.outbox {
         relay(shared, &**outbox).await?;
+        let knows_all = hold_rows(shared, &**outbox, &mut foreign).await?;
+        if !knows_all {
+            let servers = shared.backend.stats().servers.len();
+            (0..servers).for_each(|server| {
+                shared.writes.undelivered.hold_server(server);
+            });
+        }
     }
     let pause = Pause {
         rt: shared.rt,
@@ -76,7 +88,7 @@ pub(crate) async fn start<S: Source>(shared: &Arc<Shared<S>>) -> Result<()> {
     let weak = Arc::downgrade(shared);
     // Tracked, so that closing waits for the turn that is under way: what it tries again isn't lost.
     let task = match shared.writes.outbox {
-        Some(_) => Either::Left(keep(weak, pause)),
+        Some(_) => Either::Left(keep(weak, foreign, pause)),
         None => Either::Right(keep_retrying(weak, Arc::clone(&shared.writes.added), pause)),
     };
     drop(shared.rt.spawn_apart(shared.tasks.track_future(task)));
@@ -122,9 +134,8 @@ async fn keep_retrying<S: Source>(shared: Weak<Shared<S>>, added: Arc<Notify>, p
 
 /// Delivers what can be, deletes what was, and ends the registration: what is done last, when a cache is closed.
 pub(crate) async fn finish<S: Source>(shared: &Arc<Shared<S>>) {
-    if shared.writes.outbox.is_none() {
-        retry(shared, |_| true).await;
-    }
+    // Those with rows in the outbox are left to whoever lives on.
+    retry(shared, |waiting| waiting.rows.is_empty()).await;
     if let Some(outbox) = &shared.writes.outbox {
         let _ = outbox.done(&shared.writes.take_done()).await;
     }
@@ -134,10 +145,34 @@ pub(crate) async fn finish<S: Source>(shared: &Arc<Shared<S>>) {
     shared.generations.leave().await;
 }
 
+/// Keys that others have to flush, by the row of the outbox that says so.
+type Foreign = HashMap<RowId, Hold>;
+
+/// Holds what waits in the outbox; `false` if there is more than is looked at.
+async fn hold_rows<S: Source>(
+    shared: &Arc<Shared<S>>,
+    outbox: &dyn Outbox<S::Conn>,
+    foreign: &mut Foreign,
+) -> Result<bool> {
+    if shared.without(Mechanism::AskAfterOutage) {
+        return Ok(true);
+    }
+    let rows = outbox.rows(MANY_ROWS).await?;
+    let knows_all = rows.len() < MANY_ROWS;
+    for row in rows {
+        if let Ok(stale) = Stale::of_row(&row.text) {
+            let hold = || shared.writes.undelivered.hold(&stale);
+            foreign.entry(row.id).or_insert_with(hold);
+        }
+    }
+    Ok(knows_all)
+}
+
 struct Keeper {
     rt: Rt,
-    /// Keys that others have to flush, by the row of the outbox that says so.
-    foreign: HashMap<RowId, Hold>,
+    foreign: Foreign,
+    /// How many rows that are waited for were asked for, over and over.
+    asked: usize,
     deleting: Timer,
     reading: Timer,
     renewing: Timer,
@@ -179,22 +214,26 @@ impl Keeper {
         shared: &Arc<Shared<S>>,
         outbox: &dyn Outbox<S::Conn>,
     ) -> Result<()> {
-        let mut asked = shared.writes.awaited_rows();
-        asked.extend(self.foreign.keys());
-        if asked.is_empty() {
-            return Ok(());
-        }
-        let left = outbox.left(&asked).await?;
-        self.foreign.retain(|id, _| left.contains(id));
-        let is_delivered = |waiting: &Waiting| {
-            !waiting.rows.is_empty()
-                && waiting
-                    .rows
-                    .iter()
-                    .all(|id| !left.contains(id) && asked.contains(id))
-        };
-        for waiting in shared.writes.take_waiting(is_delivered) {
-            waiting.deliver.delivered();
+        let mut awaited = shared.writes.awaited_rows();
+        awaited.extend(self.foreign.keys());
+        if !awaited.is_empty() {
+            awaited.sort_unstable();
+            awaited.dedup();
+            // Of very many a part each time, in turn.
+            let start = match self.asked {
+                asked if asked < awaited.len() => asked,
+                _ => 0,
+            };
+            let end = awaited.len().min(start + MANY_ROWS);
+            let asked = &awaited[start..end];
+            let left: HashSet<RowId> = outbox.left(asked).await?.into_iter().collect();
+            self.asked = end;
+            let mut gone: HashSet<RowId> = asked.iter().copied().collect();
+            gone.retain(|id| !left.contains(id));
+            self.foreign.retain(|id, _| !gone.contains(id));
+            for waiting in shared.writes.take_delivered(&gone) {
+                waiting.deliver.delivered();
+            }
         }
         // An unknown commit has no rows to wait for: what it flushed is retried from memory.
         let now = self.rt.now();
@@ -226,16 +265,10 @@ impl Keeper {
         if back.is_empty() {
             return Ok(());
         }
-        let rows = outbox.rows(10 * ROWS).await?;
-        for row in rows {
-            if let Ok(stale) = Stale::of_row(&row.text) {
-                self.foreign
-                    .entry(row.id)
-                    .or_insert_with(|| undelivered.hold(&stale));
+        if hold_rows(shared, outbox, &mut self.foreign).await? {
+            for server in back {
+                undelivered.release_server(server);
             }
-        }
-        for server in back {
-            undelivered.release_server(server);
         }
         Ok(())
     }
@@ -276,43 +309,88 @@ async fn relay<S: Source>(shared: &Arc<Shared<S>>, outbox: &dyn Outbox<S::Conn>)
         return Ok(());
     }
     let mut readable = Vec::new();
-    let mut all = Stale::default();
     for row in rows {
         match Stale::of_row(&row.text) {
-            Ok(stale) => {
-                all.merge(stale.copy());
-                readable.push((row, stale));
-            }
+            Ok(stale) => readable.push((row, stale)),
             Err(error) => {
                 tracing::error!(row = row.id, %error, "a row of the outbox can't be delivered here");
-                outbox.put_off(row.id, &row.text, later(&row)).await?;
+                let pause = later(shared, &row);
+                outbox.put_off(row.id, &row.text, pause).await?;
             }
         }
     }
-    all.deduplicate();
+    let (mut open, mut rest) = behind_their_bases(outbox, readable).await?;
     let trips = shared.writes.counters.trips(None);
-    let delivered = deliver(shared, all, &trips).await;
     let mut done = Vec::new();
-    for (row, stale) in readable {
-        let rest = stale.within(&delivered.rest);
-        if rest.is_empty() {
-            done.push(row.id);
-        } else {
-            let text = rest.rows().concat();
-            outbox.put_off(row.id, &text, later(&row)).await?;
+    let mut why = None;
+    while !open.is_empty() {
+        let mut all = Stale::default();
+        for (_, stale) in &open {
+            all.merge(stale.copy());
         }
+        all.deduplicate();
+        let delivered = deliver(shared, all, &trips).await;
+        let undone = delivered.rest.index();
+        let stopped_at = delivered.rest.lowest();
+        for (row, stale) in std::mem::take(&mut open) {
+            let left = stale.within(&undone);
+            match left.lowest() {
+                None => done.push(row.id),
+                // What it is derived from is gone; other rows' bases kept it waiting, and shall not.
+                lowest if lowest > stopped_at && left.part().is_none() => open.push((row, left)),
+                Some(_) => rest.push((row, left)),
+            }
+        }
+        why = why.or(delivered.cause);
     }
     shared.writes.counters.relayed.add(done.len() as u64);
-    if let Some(cause) = delivered.cause {
+    if let Some(cause) = why {
         tracing::warn!(%cause, "rows of the outbox couldn't be delivered; they are tried again");
     }
-    outbox.done(&done).await
+    outbox.done(&done).await?;
+    for (row, left) in rest {
+        let pause = later(shared, &row);
+        outbox.put_off(row.id, &left.text(), pause).await?;
+    }
+    Ok(())
+}
+
+/// Rows and what they say.
+type Readable = Vec<(Row, Stale)>;
+
+/// Tells apart what can be delivered now, and rows of large commits whose earlier rows, which have what they are derived
+/// from, aren't delivered and aren't among these.
+async fn behind_their_bases<C: ?Sized + 'static>(
+    outbox: &dyn Outbox<C>,
+    rows: Readable,
+) -> Result<(Readable, Readable)> {
+    if !rows.iter().any(|(_, stale)| stale.follows()) {
+        return Ok((rows, Vec::new()));
+    }
+    let all = outbox.rows(MANY_ROWS).await?;
+    let knows_all = all.len() < MANY_ROWS;
+    let here: HashSet<RowId> = rows.iter().map(|(row, _)| row.id).collect();
+    let elsewhere = all.iter().filter(|row| !here.contains(&row.id));
+    let elsewhere: Vec<Stale> = elsewhere
+        .filter_map(|row| Stale::of_row(&row.text).ok())
+        .collect();
+    let waits = |stale: &Stale| {
+        let Some(part) = stale.part().filter(|_| stale.follows()) else {
+            return false;
+        };
+        let mut others = elsewhere.iter().filter_map(Stale::part);
+        !knows_all || others.any(|other| other.of == part.of && other.nth < part.nth)
+    };
+    Ok(rows.into_iter().partition(|(_, stale)| !waits(stale)))
 }
 
 /// When a row is tried again that was claimed so often: after 1 s, doubling up to 5 s, so that those of other servers get
 /// their turn, and a server that is back hasn't long to wait.
-fn later(row: &Row) -> Duration {
-    Duration::from_secs(1) * 2_u32.pow(row.attempts.min(3)).min(5)
+fn later<S: Source>(shared: &Shared<S>, row: &Row) -> Duration {
+    match shared.without(Mechanism::RowBackoff) {
+        true => Duration::ZERO,
+        false => Duration::from_secs(1) * 2_u32.pow(row.attempts.min(3)).min(5),
+    }
 }
 
 /// Deletes rows that are older than anything that was filled before them.
