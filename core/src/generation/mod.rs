@@ -23,6 +23,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use serde::Serialize;
 
+use enter::is_private;
 pub(crate) use enter::{Entrant, holder};
 pub(crate) use manifest::{Listed, Manifest};
 
@@ -52,7 +53,7 @@ const MANY: usize = 3;
 const PURGED: Duration = REGISTRATION;
 
 /// Opens the pool of another generation by its description.
-pub(crate) type OpenPool = Box<dyn Fn(&str) -> Result<Arc<dyn Backend>> + Send + Sync>;
+pub(crate) type OpenPool = Box<dyn Fn(&str, Rt) -> Result<Arc<dyn Backend>> + Send + Sync>;
 
 /// Under which prefixes this process reads, fills and flushes.
 pub(crate) struct Generations {
@@ -421,8 +422,10 @@ impl Generations {
         let registered = registration.register.read().await?;
         let id = registration.id.load_full();
         let own = registered.generations.iter().find(|known| known.id == *id);
-        let is_over = own.is_none_or(|own| own.left.is_zero());
-        let (standing, targets) = registration.understand(at, &registered, own);
+        let is_over = own.is_none_or(|own| {
+            own.left.is_zero() || registration.entrant.should_move(own, &registered)
+        });
+        let (standing, targets) = registration.understand(at, &registered, own, self.rt);
         self.targets.store(Arc::new(targets));
         match is_over {
             // It isn't used for reading any more; this process registers anew.
@@ -462,6 +465,7 @@ impl Registration {
         at: Duration,
         registered: &Registered,
         own: Option<&Generation>,
+        rt: Rt,
     ) -> (Standing, Targets) {
         let entrant = &self.entrant;
         let mut standing = Standing::of(Prefix::random());
@@ -494,11 +498,6 @@ impl Registration {
                     standing.uncached.entry(name.clone()).or_insert(uncached);
                 }
             }
-            all.push(Target {
-                backend: self.pool(&generation.pool),
-                prefix,
-                own_prefixes,
-            });
             targets.live.push(LiveGeneration {
                 id: generation.id.clone(),
                 version: generation.version.clone(),
@@ -507,12 +506,21 @@ impl Registration {
                 left_s: generation.left.as_secs(),
                 is_own,
             });
+            // A store in another process that is allowed to be there sees writes after the TTL.
+            if is_private(&generation.pool) && generation.pool != entrant.pool.description {
+                continue;
+            }
+            all.push(Target {
+                backend: self.pool(&generation.pool, rt),
+                prefix,
+                own_prefixes,
+            });
         }
         if let Some(own) = own {
-            let is_alone = registered.generations.len() == 1 && own.revised >= own.age;
-            let wait = ACTIVATION.saturating_sub(own.revised);
-            if !is_alone && !wait.is_zero() {
-                standing.active_from = Some(at + wait);
+            // From now, not from `at`: its age is that of the moment in between.
+            let wait = ACTIVATION.saturating_sub(own.age);
+            if registered.generations.len() > 1 && !wait.is_zero() {
+                standing.active_from = Some(rt.awake() + wait);
             }
         }
         targets.all = all.into();
@@ -539,12 +547,12 @@ impl Registration {
         }
     }
 
-    fn pool(&self, description: &str) -> Result<Arc<dyn Backend>> {
+    fn pool(&self, description: &str, rt: Rt) -> Result<Arc<dyn Backend>> {
         let mut pools = self.lock_pools();
         if let Some(pool) = pools.get(description) {
             return Ok(Arc::clone(pool));
         }
-        let pool = (self.open)(description)?;
+        let pool = (self.open)(description, rt)?;
         pools.insert(description.to_owned(), Arc::clone(&pool));
         Ok(pool)
     }

@@ -521,10 +521,10 @@ impl<S: Source> CacheBuilder<S> {
     }
 
     /// Opens the pools of other generations, by the description of each: those that are live after the configuration of the
-    /// pool was changed have to be flushed too. [`open`](Self::open) by a configuration sets it.
+    /// pool was changed have to be flushed too. The configuration that opens the own pool opens those as well.
     pub fn open_pools<F>(mut self, open: F) -> Self
     where
-        F: Fn(&str) -> Result<Arc<dyn Backend>> + Send + Sync + 'static,
+        F: Fn(&str, Rt) -> Result<Arc<dyn Backend>> + Send + Sync + 'static,
     {
         self.open_pool = Some(Box::new(open));
         self
@@ -734,7 +734,7 @@ fn unnamed(problem: String) -> Error {
     )
 }
 
-fn cant_open(pool: &str) -> Result<Arc<dyn Backend>> {
+fn cant_open(pool: &str, _: Rt) -> Result<Arc<dyn Backend>> {
     Err(Error::new(
         ErrorKind::Unsupported,
         format!(

@@ -178,8 +178,6 @@ pub struct Generation {
     pub manifest: String,
     /// How long ago it was registered.
     pub age: Duration,
-    /// How long ago its manifest was changed.
-    pub revised: Duration,
     /// How long it is registered for; zero once that is over.
     pub left: Duration,
 }
@@ -214,15 +212,6 @@ pub enum Edit {
         /// What it caches.
         manifest: String,
         /// For how long.
-        ttl: Duration,
-    },
-    /// Gives a generation another manifest, and puts its end off.
-    Revise {
-        /// Which.
-        id: String,
-        /// What it caches.
-        manifest: String,
-        /// For how long from now.
         ttl: Duration,
     },
     /// Deletes a generation, whose outbox rows stay.

@@ -284,6 +284,8 @@ impl<S: Transactional> Tx<S> {
         }
         let generations = &self.cache.shared.generations;
         generations.may_commit().await;
+        // What is known of the register may be too old to tell what is lacking here.
+        generations.targets().await?;
         let lacking = self
             .entities
             .iter()
