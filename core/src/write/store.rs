@@ -82,10 +82,10 @@ pub trait Outbox<C: ?Sized>: Register {
         grace: Duration,
     ) -> Result<Vec<RowId>>;
 
-    /// Takes rows that are due, the oldest first, and puts off when they are due again by `hold`, in one short
-    /// transaction.
+    /// Takes rows that are due, those first that have been for the longest time, and puts off when they are due again by
+    /// `hold`, in one short transaction.
     ///
-    /// Answers none if any process has claimed within the last `interval`: one relay is enough.
+    /// Answers none if any process has taken some within the last `interval`: one relay is enough.
     async fn claim(&self, limit: usize, hold: Duration, interval: Duration) -> Result<Vec<Row>>;
 
     /// All rows, oldest first, at most so many, whether due or not, and without claiming them.

@@ -99,13 +99,13 @@ impl Outbox<PgConnection> for PgOutbox {
     }
 
     async fn claim(&self, limit: usize, hold: Duration, interval: Duration) -> Result<Vec<Row>> {
-        // A relay's time beyond the present is that of a clock which was set back since.
+        // One who comes at the same moment may be a little ahead; a time far ahead is that of a clock which was set back.
         let claimed: Vec<(RowId, String, i32, f64)> = sqlx::query_as(
             "WITH turn AS ( \
                  UPDATE larder_relay SET claimed_at = statement_timestamp() WHERE id IN ( \
                      SELECT id FROM larder_relay \
                      WHERE (claimed_at <= statement_timestamp() - make_interval(secs => $3) \
-                             OR claimed_at > statement_timestamp()) \
+                             OR claimed_at > statement_timestamp() + make_interval(secs => $3)) \
                          AND EXISTS (SELECT FROM larder_outbox WHERE next_at <= statement_timestamp()) \
                      FOR UPDATE SKIP LOCKED) \
                  RETURNING id \
@@ -228,7 +228,7 @@ impl Register for PgOutbox {
                  WHERE id IN ( \
                      SELECT id FROM larder_generation \
                      WHERE id = $1 AND (renewed_at <= statement_timestamp() - make_interval(secs => $3) \
-                             OR renewed_at > statement_timestamp()) \
+                             OR renewed_at > statement_timestamp() + make_interval(secs => $3)) \
                      FOR NO KEY UPDATE SKIP LOCKED) \
              ) \
              SELECT EXISTS (SELECT FROM larder_generation WHERE id = $1)",
