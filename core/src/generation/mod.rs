@@ -49,6 +49,9 @@ const TRUSTED: Duration = Duration::from_secs(10);
 /// can't flush: until they know of it, or read no more.
 const DISAGREEING: Duration = Duration::from_secs(11);
 
+/// A generation this old was committed before, however long its registration took.
+const SETTLED: Duration = Duration::from_secs(15);
+
 /// How long a registration lasts unless it is renewed.
 pub(crate) const REGISTRATION: Duration = Duration::from_secs(60);
 
@@ -179,6 +182,8 @@ struct Registration {
     register: Arc<dyn Register>,
     entrant: Entrant,
     id: ArcSwap<String>,
+    /// When it was known to be registered.
+    entered: Mutex<Duration>,
     pools: Mutex<HashMap<String, Arc<dyn Backend>>>,
     open: OpenPool,
     switches: Switches,
@@ -230,6 +235,7 @@ impl Generations {
                 register,
                 entrant,
                 id: ArcSwap::from_pointee(String::new()),
+                entered: Mutex::default(),
                 pools: Mutex::new(pools),
                 open,
                 switches,
@@ -460,6 +466,7 @@ impl Generations {
         };
         let id = registration.entrant.enter(&*registration.register).await?;
         registration.id.store(Arc::new(id));
+        *registration.lock_entered() = self.rt.awake();
         self.ask(registration).await.map(drop)
     }
 
@@ -590,12 +597,13 @@ impl Registration {
             waits.then(|| asked.answered + wait)
         };
         if let Some(own) = own.filter(|_| registered.generations.len() > 1) {
-            standing.active_from = after(ACTIVATION, own.age);
+            let age = self.age(own, asked);
+            standing.active_from = after(ACTIVATION, age);
             let waits = match agrees {
                 true => ACTIVATION,
                 false => DISAGREEING,
             };
-            standing.commits_from = after(waits, own.age);
+            standing.commits_from = after(waits, age);
         }
         for purge in &registered.purges {
             if let Some(from) = after(ACTIVATION, purge.age) {
@@ -605,6 +613,21 @@ impl Registration {
         targets.all = all.into();
         self.warn_of_many(&targets.live);
         (standing, targets)
+    }
+
+    /// How long every reader of the register has found this generation there. A row is as old as its insertion, and nobody
+    /// sees it before that is committed, which may be some seconds later.
+    fn age(&self, own: &Generation, asked: Asked) -> Duration {
+        match own.age < SETTLED {
+            true => own
+                .age
+                .min(asked.answered.saturating_sub(*self.lock_entered())),
+            false => own.age,
+        }
+    }
+
+    fn lock_entered(&self) -> std::sync::MutexGuard<'_, Duration> {
+        self.entered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn warn_of_many(&self, live: &[LiveGeneration]) {
