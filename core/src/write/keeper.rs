@@ -1,6 +1,8 @@
-//! The task that keeps promises: renews the registration, retries flushes, relays the outbox.
+//! The tasks that keep promises: one renews the registration, one relays the outbox, one settles what was delivered; without
+//! a database, one retries flushes.
 
 use std::collections::{HashMap, HashSet};
+use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -9,7 +11,6 @@ use super::stale::Stale;
 use super::undelivered::Hold;
 use super::writes::{Waiting, pause};
 use super::{Outbox, Row, RowId};
-use futures_util::future::Either;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -17,7 +18,7 @@ use crate::contract::Result;
 use crate::read::{Shared, Source};
 use crate::{Instant, Mechanism, Rt};
 
-/// How often retries are looked at.
+/// How often retries are looked at where nothing else remembers them.
 const TICK: Duration = Duration::from_millis(100);
 
 /// How often delivered rows are deleted.
@@ -44,29 +45,6 @@ const MANY_ROWS: usize = 10 * ROWS;
 /// How often rows that nobody needs any more are looked for.
 const SWEEP: Duration = Duration::from_secs(60);
 
-/// Keeps what needs the database, until the cache is gone.
-async fn keep<S: Source>(shared: Weak<Shared<S>>, foreign: Foreign, pause: Pause) {
-    let rt = pause.rt;
-    let mut keeper = Keeper {
-        rt,
-        foreign,
-        asked: 0,
-        deleting: Timer::new(rt, DELETE),
-        reading: Timer::new(rt, READ),
-        renewing: Timer::new(rt, RENEW),
-        polling: Timer::new(rt, POLL),
-        sweeping: Timer::new(rt, SWEEP),
-    };
-    while let Some(()) = pause.tick().await {
-        let Some(shared) = shared.upgrade() else {
-            return;
-        };
-        if let Some(outbox) = &shared.writes.outbox {
-            keeper.turn(&shared, &**outbox).await;
-        }
-    }
-}
-
 /// Starts what keeps the promises of this cache, once the outbox was looked at: what others have left there, a former
 /// run of this process among them, isn't read until somebody has delivered it.
 pub(crate) async fn start<S: Source>(shared: &Arc<Shared<S>>) -> Result<()> {
@@ -81,27 +59,41 @@ pub(crate) async fn start<S: Source>(shared: &Arc<Shared<S>>) -> Result<()> {
             });
         }
     }
-    let pause = Pause {
-        rt: shared.rt,
-        closing: shared.closing.clone(),
-    };
-    let weak = Arc::downgrade(shared);
     // Tracked, so that closing waits for the turn that is under way: what it tries again isn't lost.
-    let task = match shared.writes.outbox {
-        Some(_) => Either::Left(keep(weak, foreign, pause)),
-        None => Either::Right(keep_retrying(weak, Arc::clone(&shared.writes.added), pause)),
-    };
-    drop(shared.rt.spawn_apart(shared.tasks.track_future(task)));
+    let keep = |task: Boxed| drop(shared.rt.spawn_apart(shared.tasks.track_future(task)));
+    let (weak, pause) = (Arc::downgrade(shared), Pause::of(shared));
+    match shared.writes.outbox {
+        // Each in a task of its own: a delivery may take long, and a registration must be renewed meanwhile.
+        Some(_) => {
+            keep(Box::pin(keep_registered(Weak::clone(&weak), pause.clone())));
+            keep(Box::pin(keep_relaying(Weak::clone(&weak), pause.clone())));
+            keep(Box::pin(keep_settling(weak, foreign, pause)));
+        }
+        None => {
+            let added = Arc::clone(&shared.writes.added);
+            keep(Box::pin(keep_retrying(weak, added, pause)));
+        }
+    }
     Ok(())
 }
 
+type Boxed = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// Waits between turns, and ends when the cache is closing.
+#[derive(Clone)]
 struct Pause {
     rt: Rt,
     closing: CancellationToken,
 }
 
 impl Pause {
+    fn of<S: Source>(shared: &Shared<S>) -> Self {
+        Self {
+            rt: shared.rt,
+            closing: shared.closing.clone(),
+        }
+    }
+
     /// `None` if there is no next turn.
     async fn until<F: Future<Output = ()>>(&self, next: F) -> Option<()> {
         self.closing.run_until_cancelled(next).await
@@ -168,44 +160,69 @@ async fn hold_rows<S: Source>(
     Ok(knows_all)
 }
 
-struct Keeper {
-    rt: Rt,
+/// Renews the registration and reads the register, until the cache is gone.
+async fn keep_registered<S: Source>(shared: Weak<Shared<S>>, pause: Pause) {
+    let mut renewing = Timer::new(pause.rt, RENEW);
+    while let Some(()) = pause.until(pause.rt.sleep(jittered(READ))).await {
+        let Some(shared) = shared.upgrade() else {
+            return;
+        };
+        let renew = renewing.is_due(pause.rt);
+        let kept = shared.generations.keep(renew).await;
+        report("the register of generations", kept);
+        if renew
+            && let Some(outbox) = &shared.writes.outbox
+            && let Some(backlog) = report("the outbox", outbox.backlog().await)
+        {
+            shared.writes.counters.set_backlog(backlog);
+        }
+    }
+}
+
+/// Delivers what waits in the outbox for anybody, until the cache is gone.
+async fn keep_relaying<S: Source>(shared: Weak<Shared<S>>, pause: Pause) {
+    let mut sweeping = Timer::new(pause.rt, SWEEP);
+    while let Some(()) = pause.until(pause.rt.sleep(jittered(POLL))).await {
+        let Some(shared) = shared.upgrade() else {
+            return;
+        };
+        let Some(outbox) = &shared.writes.outbox else {
+            return;
+        };
+        report("the outbox", relay(&shared, &**outbox).await);
+        if sweeping.is_due(pause.rt) {
+            report("the outbox", sweep(&shared, &**outbox).await);
+        }
+    }
+}
+
+/// Deletes rows that were delivered, and ends the waiting for those that others have delivered, until the cache is gone.
+async fn keep_settling<S: Source>(shared: Weak<Shared<S>>, foreign: Foreign, pause: Pause) {
+    let mut settling = Settling { foreign, asked: 0 };
+    while let Some(()) = pause.until(pause.rt.sleep(jittered(DELETE))).await {
+        let Some(shared) = shared.upgrade() else {
+            return;
+        };
+        if let Some(outbox) = &shared.writes.outbox {
+            settling.turn(&shared, &**outbox).await;
+        }
+    }
+}
+
+struct Settling {
     foreign: Foreign,
     /// How many rows that are waited for were asked for, over and over.
     asked: usize,
-    deleting: Timer,
-    reading: Timer,
-    renewing: Timer,
-    polling: Timer,
-    sweeping: Timer,
 }
 
-impl Keeper {
+impl Settling {
     async fn turn<S: Source>(&mut self, shared: &Arc<Shared<S>>, outbox: &dyn Outbox<S::Conn>) {
-        let renew = self.renewing.is_due(self.rt);
-        if self.reading.is_due(self.rt) || renew {
-            report(
-                "the register of generations",
-                shared.generations.keep(renew).await,
-            );
+        let done = shared.writes.take_done();
+        if !done.is_empty() && report("the outbox", outbox.done(&done).await).is_none() {
+            shared.writes.not_done(done);
         }
-        if renew && let Some(backlog) = report("the outbox", outbox.backlog().await) {
-            shared.writes.counters.set_backlog(backlog);
-        }
-        if self.deleting.is_due(self.rt) {
-            let done = shared.writes.take_done();
-            if !done.is_empty() && report("the outbox", outbox.done(&done).await).is_none() {
-                shared.writes.not_done(done);
-            }
-            report("the outbox", self.look_for_delivered(shared, outbox).await);
-            report("the outbox", self.look_at_servers(shared, outbox).await);
-        }
-        if self.polling.is_due(self.rt) {
-            report("the outbox", relay(shared, outbox).await);
-        }
-        if self.sweeping.is_due(self.rt) {
-            report("the outbox", sweep(shared, outbox).await);
-        }
+        report("the outbox", self.look_for_delivered(shared, outbox).await);
+        report("the outbox", self.look_at_servers(shared, outbox).await);
     }
 
     /// Ends the waiting for rows that somebody has delivered.
@@ -236,7 +253,7 @@ impl Keeper {
             }
         }
         // An unknown commit has no rows to wait for: what it flushed is retried from memory.
-        let now = self.rt.now();
+        let now = shared.rt.now();
         retry(shared, |waiting| {
             waiting.rows.is_empty() && waiting.next <= now
         })
@@ -413,6 +430,11 @@ fn report<T>(what: &'static str, outcome: Result<T>) -> Option<T> {
         .ok()
 }
 
+/// About this long, so that processes don't come together.
+fn jittered(period: Duration) -> Duration {
+    period.mul_f64(0.9 + fastrand::f64() / 5.0)
+}
+
 /// Tells when something is due that is done from time to time.
 struct Timer {
     every: Duration,
@@ -432,7 +454,7 @@ impl Timer {
         let now = rt.now();
         let is_due = now >= self.next;
         if is_due {
-            self.next = now + self.every.mul_f64(0.9 + fastrand::f64() / 5.0);
+            self.next = now + jittered(self.every);
         }
         is_due
     }
