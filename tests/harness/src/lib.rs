@@ -1,6 +1,7 @@
 //! Real and fake servers for larder's own tests and benchmarks.
 
 pub mod fake;
+pub mod postgres;
 pub mod proxy;
 pub mod raw;
 pub mod redis;

@@ -322,7 +322,7 @@ fn program() -> String {
 }
 
 /// A port on which nobody listens right now.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     // From another place in every process and call, so that tests in parallel rarely try the same.
     let seed = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), PORTS.start);
     let count = u64::from(PORTS.end - PORTS.start);
