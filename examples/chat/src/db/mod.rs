@@ -17,12 +17,12 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
 
-use larder::{CommitFailure, Outbox, Savepoint, Transactional};
-use larder_sqlx::{postgres, sqlite};
+use larder::{CommitFailure, Outbox, Savepoint, Source as _, Transactional};
+use larder_sqlx::{PgOutbox, SqliteOutbox, postgres, sqlite};
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+    SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous,
 };
 use sqlx::{Database, Postgres, Sqlite};
 
@@ -59,10 +59,7 @@ pub struct Db {
 
 #[derive(Clone, Debug)]
 enum Pools {
-    Sqlite {
-        readers: SqlitePool,
-        writers: larder_sqlx::Sqlite,
-    },
+    Sqlite(larder_sqlx::Sqlite),
     Postgres {
         readers: PgPool,
         writers: larder_sqlx::Postgres,
@@ -115,17 +112,16 @@ impl Db {
                         .test_before_acquire(false)
                 };
                 // The writer comes first: it creates the file and sets its journal mode.
-                let writers = pool().max_connections(1);
-                let writers = writers.connect_with(options.clone()).await.during(&what)?;
-                sqlite::migrate(&writers).await.during(&what)?;
+                let writer = pool().max_connections(1);
+                let writer = writer.connect_with(options.clone()).await.during(&what)?;
+                sqlite::migrate(&writer).await.during(&what)?;
                 let readers = pool().max_connections(READERS);
                 let readers = readers.connect_with(options.pragma("query_only", "on"));
+                let readers = readers.await.during(&what)?;
+                let outbox = SqliteOutbox::new(readers.clone(), writer.clone());
                 Self {
-                    outbox: Arc::new(EitherOutbox::sqlite(&writers)),
-                    pools: Pools::Sqlite {
-                        readers: readers.await.during(&what)?,
-                        writers: larder_sqlx::Sqlite::new(writers),
-                    },
+                    pools: Pools::Sqlite(larder_sqlx::Sqlite::with_writer(readers, writer)),
+                    outbox: Arc::new(EitherOutbox::Sqlite(outbox)),
                 }
             }
             Location::Postgres(url) => {
@@ -140,12 +136,12 @@ impl Db {
                 let writers = writers.connect_with(options.clone()).await.during(&what)?;
                 postgres::migrate(&writers).await.during(&what)?;
                 let readers = pool().max_connections(READERS).connect_with(options);
+                let readers = readers.await.during(&what)?;
+                let outbox = PgOutbox::new(writers.clone());
+                let writers = larder_sqlx::Postgres::new(writers);
                 Self {
-                    outbox: Arc::new(EitherOutbox::postgres(&writers)),
-                    pools: Pools::Postgres {
-                        readers: readers.await.during(&what)?,
-                        writers: larder_sqlx::Postgres::new(writers),
-                    },
+                    pools: Pools::Postgres { readers, writers },
+                    outbox: Arc::new(EitherOutbox::Postgres(outbox)),
                 }
             }
         };
@@ -156,7 +152,7 @@ impl Db {
     /// A connection for reading, outside any transaction.
     pub async fn read(&self) -> sqlx::Result<Held> {
         Ok(Held(match &self.pools {
-            Pools::Sqlite { readers, .. } => Conn::Sqlite(Lent::Alone(readers.acquire().await?)),
+            Pools::Sqlite(sqlite) => Conn::Sqlite(Lent::Alone(sqlite.acquire().await?)),
             Pools::Postgres { readers, .. } => {
                 Conn::Postgres(Lent::Alone(readers.acquire().await?))
             }
@@ -166,9 +162,9 @@ impl Db {
     /// Waits for the connections in use, closes them all, and moves SQLite's write-ahead log into its file.
     pub async fn close(&self) {
         match &self.pools {
-            Pools::Sqlite { readers, writers } => {
-                readers.close().await;
-                writers.pool().close().await;
+            Pools::Sqlite(sqlite) => {
+                sqlite.readers().close().await;
+                sqlite.writer().close().await;
             }
             Pools::Postgres { readers, writers } => {
                 readers.close().await;
@@ -199,7 +195,7 @@ impl Transactional for Db {
     /// A transaction that may write from its first statement on, and so never fails for having read before it wrote.
     async fn begin(&self) -> sqlx::Result<Held> {
         Ok(Held(match &self.pools {
-            Pools::Sqlite { writers, .. } => Conn::Sqlite(Lent::Open(writers.begin().await?)),
+            Pools::Sqlite(sqlite) => Conn::Sqlite(Lent::Open(sqlite.begin().await?)),
             Pools::Postgres { writers, .. } => Conn::Postgres(Lent::Open(writers.begin().await?)),
         }))
     }

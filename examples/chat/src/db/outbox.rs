@@ -5,7 +5,6 @@ use std::time::Duration;
 use async_trait::async_trait;
 use larder::{Backlog, Decide, Outbox, Register, Registered, Row, RowId};
 use larder_sqlx::{PgOutbox, SqliteOutbox};
-use sqlx::{PgPool, SqlitePool};
 
 use super::Conn;
 
@@ -14,16 +13,6 @@ use super::Conn;
 pub(super) enum EitherOutbox {
     Sqlite(SqliteOutbox),
     Postgres(PgOutbox),
-}
-
-impl EitherOutbox {
-    pub(super) fn sqlite(pool: &SqlitePool) -> Self {
-        Self::Sqlite(SqliteOutbox::new(pool.clone()))
-    }
-
-    pub(super) fn postgres(pool: &PgPool) -> Self {
-        Self::Postgres(PgOutbox::new(pool.clone()))
-    }
 }
 
 /// The same call of whichever it is.
