@@ -96,7 +96,11 @@ mod tests {
 
     #[test]
     fn the_database_is_a_file_or_a_url() {
-        let db = |db| Options::try_parse_from(["larder-chat", "--db", db]).unwrap().db;
+        let db = |db| {
+            Options::try_parse_from(["larder-chat", "--db", db])
+                .unwrap()
+                .db
+        };
         assert_eq!(db("a b.db"), Location::Sqlite("a b.db".into()));
         let url = "postgres://localhost/chat";
         assert_eq!(db(url), Location::Postgres(url.to_owned()));

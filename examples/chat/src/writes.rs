@@ -63,7 +63,10 @@ impl fmt::Display for WriteError {
             }
             Self::UnknownReaction(id) => {
                 let (user, message) = (id.user_id, id.message_id);
-                write!(f, "user {user} hasn't reacted like that to message {message}")
+                write!(
+                    f,
+                    "user {user} hasn't reacted like that to message {message}"
+                )
             }
             Self::HasReacted(id) => {
                 let (user, message) = (id.user_id, id.message_id);

@@ -115,7 +115,14 @@ impl Entity for Message {
                 ..
             } = message.clone();
             let edits = (last_edit_timestamp, edit_history);
-            (sender_id, content, rendered_content, client, timestamp, edits)
+            (
+                sender_id,
+                content,
+                rendered_content,
+                client,
+                timestamp,
+                edits,
+            )
         };
         FieldBits::of([
             (MessageField::Place, place(self) != place(other)),
@@ -169,7 +176,9 @@ impl Topic {
         let query = query.bind(self.stream_id.0).bind(&self.subject);
         let mut moved: Vec<(i64, i64)> = query.all().await?;
         moved.sort_unstable();
-        let moved = moved.into_iter().map(|(id, version)| (MessageId(id), version));
+        let moved = moved
+            .into_iter()
+            .map(|(id, version)| (MessageId(id), version));
         Ok(moved.collect())
     }
 }
@@ -257,15 +266,12 @@ fn from_row(row: Row) -> sqlx::Result<Message> {
 }
 
 /// The ranges of a page: the parameters are the anchor, the number of messages, and the stream.
-const BEFORE: Sql =
-    Sql::same("SELECT id FROM messages WHERE id < $1 ORDER BY id DESC LIMIT $2");
+const BEFORE: Sql = Sql::same("SELECT id FROM messages WHERE id < $1 ORDER BY id DESC LIMIT $2");
 const AFTER: Sql = Sql::same("SELECT id FROM messages WHERE id >= $1 ORDER BY id LIMIT $2");
-const STREAM_BEFORE: Sql = Sql::same(
-    "SELECT id FROM messages WHERE stream_id = $3 AND id < $1 ORDER BY id DESC LIMIT $2",
-);
-const STREAM_AFTER: Sql = Sql::same(
-    "SELECT id FROM messages WHERE stream_id = $3 AND id >= $1 ORDER BY id LIMIT $2",
-);
+const STREAM_BEFORE: Sql =
+    Sql::same("SELECT id FROM messages WHERE stream_id = $3 AND id < $1 ORDER BY id DESC LIMIT $2");
+const STREAM_AFTER: Sql =
+    Sql::same("SELECT id FROM messages WHERE stream_id = $3 AND id >= $1 ORDER BY id LIMIT $2");
 
 /// Which messages to show: those around a position, of one stream or of all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -345,7 +351,10 @@ impl NewMessage {
             "INSERT INTO messages (stream_id, sender_id, subject, content, rendered_content, client, timestamp) \
              VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING id",
         );
-        let query = db.query(insert).bind(self.stream_id.0).bind(self.sender_id.0);
+        let query = db
+            .query(insert)
+            .bind(self.stream_id.0)
+            .bind(self.sender_id.0);
         let query = query.bind(&self.subject).bind(&self.content);
         let query = query.bind(&self.rendered_content).bind(Self::CLIENT);
         let (id,) = query.bind(self.timestamp).one().await?;

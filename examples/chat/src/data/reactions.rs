@@ -107,7 +107,10 @@ impl Reaction {
         let delete = Sql::same(
             "DELETE FROM reactions WHERE message_id = $1 AND user_id = $2 AND reaction_type = $3 AND emoji_code = $4",
         );
-        let query = db.query(delete).bind(self.message_id.0).bind(self.user_id.0);
+        let query = db
+            .query(delete)
+            .bind(self.message_id.0)
+            .bind(self.user_id.0);
         let query = query.bind(&self.reaction_type).bind(&self.emoji_code);
         query.execute().await?;
         Ok(())
@@ -118,8 +121,7 @@ impl Reaction {
 pub(super) async fn insert_all(db: &mut Conn, reactions: &[&Reaction]) -> sqlx::Result<()> {
     // A message may have many of them, so that 500 messages don't say how many there are.
     for reactions in reactions.chunks(5_000) {
-        let insert =
-            "INSERT INTO reactions (message_id, user_id, emoji_name, emoji_code, reaction_type) VALUES ";
+        let insert = "INSERT INTO reactions (message_id, user_id, emoji_name, emoji_code, reaction_type) VALUES ";
         let sql = insert.to_owned() + &places(reactions.len(), 5) + " ON CONFLICT DO NOTHING";
         let mut query = db.assembled(sql);
         for reaction in reactions {

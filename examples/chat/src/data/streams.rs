@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use larder::{
-    Dataset, Entity, FieldBits, FieldSet, FlushOn, Lifetime, LockRow, NoTier, Plain,
-};
+use larder::{Dataset, Entity, FieldBits, FieldSet, FlushOn, Lifetime, LockRow, NoTier, Plain};
 use serde::{Deserialize, Serialize};
 
 use super::StreamId;
@@ -61,7 +59,10 @@ impl Entity for Stream {
     fn diff(&self, other: &Self) -> FieldBits {
         FieldBits::of([
             (StreamField::Name, self.name != other.name),
-            (StreamField::Description, self.description != other.description),
+            (
+                StreamField::Description,
+                self.description != other.description,
+            ),
             (StreamField::Version, self.version != other.version),
         ])
     }

@@ -58,7 +58,10 @@ impl Entity for Subscription {
 
     fn diff(&self, other: &Self) -> FieldBits {
         FieldBits::of([
-            (SubscriptionField::IsActive, self.is_active != other.is_active),
+            (
+                SubscriptionField::IsActive,
+                self.is_active != other.is_active,
+            ),
             (SubscriptionField::Version, self.version != other.version),
         ])
     }
@@ -205,10 +208,7 @@ impl Dataset for Subscriptions {
         .id::<User>(FieldBits::NONE, |&id| id);
     }
 
-    async fn load(
-        db: &mut Conn,
-        ids: Vec<UserId>,
-    ) -> sqlx::Result<Vec<(UserId, Vec<Subscribed>)>> {
+    async fn load(db: &mut Conn, ids: Vec<UserId>) -> sqlx::Result<Vec<(UserId, Vec<Subscribed>)>> {
         let subscribed = sql!(
             "SELECT users.id, streams.id, streams.name, streams.version, subscriptions.version FROM users \
              LEFT JOIN subscriptions ON user_id = users.id AND subscriptions.is_active \

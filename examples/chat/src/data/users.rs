@@ -200,7 +200,10 @@ impl Dataset for DisplayNames {
     }
 
     async fn load(db: &mut Conn, ids: Vec<UserId>) -> sqlx::Result<Vec<(UserId, DisplayName)>> {
-        let names = sql!("SELECT id, full_name, version FROM users WHERE id", in_list(1));
+        let names = sql!(
+            "SELECT id, full_name, version FROM users WHERE id",
+            in_list(1)
+        );
         let rows: Vec<(i64, String, i64)> = db.query(names).bind_ids(&ids).all().await?;
         let name = |(id, full_name, version)| (UserId(id), DisplayName { full_name, version });
         Ok(rows.into_iter().map(name).collect())
@@ -233,7 +236,9 @@ impl Dataset for UsersByEmail {
         let ids = sql!("SELECT email, id FROM users WHERE email", in_list(1));
         let emails = emails.into_iter().map(String::from).collect();
         let rows: Vec<(String, i64)> = db.query(ids).bind_list(emails).all().await?;
-        let found = rows.into_iter().map(|(email, id)| (Email(email), UserId(id)));
+        let found = rows
+            .into_iter()
+            .map(|(email, id)| (Email(email), UserId(id)));
         Ok(found.collect())
     }
 }
@@ -354,7 +359,11 @@ impl User {
         let lend = Sql::same("UPDATE users SET email = $1 WHERE id = $2");
         // No address is like this.
         let nobodys = format!("lent by {}", self.id);
-        db.query(lend).bind(nobodys).bind(self.id.0).execute().await?;
+        db.query(lend)
+            .bind(nobodys)
+            .bind(self.id.0)
+            .execute()
+            .await?;
         Ok(())
     }
 }

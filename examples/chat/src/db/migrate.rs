@@ -7,10 +7,7 @@ use super::{Conn, Db, Held, Location, Sql};
 use crate::{During as _, StartError, StartResult};
 
 /// Statements that bring the schema from version N to N + 1, where N is the position in these lists.
-const SQLITE: &[&str] = &[
-    include_str!("sqlite/1.sql"),
-    include_str!("sqlite/2.sql"),
-];
+const SQLITE: &[&str] = &[include_str!("sqlite/1.sql"), include_str!("sqlite/2.sql")];
 const POSTGRES: &[&str] = &[include_str!("postgres/1.sql")];
 
 /// Runs the migrations that this database lacks, all or none.

@@ -21,9 +21,7 @@ use larder::{CommitFailure, Outbox, Savepoint, Source as _, Transactional};
 use larder_sqlx::{PgOutbox, SqliteOutbox, postgres, sqlite};
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
-use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous,
-};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{Database, Postgres, Sqlite};
 
 use self::outbox::EitherOutbox;

@@ -73,10 +73,7 @@ impl Conn {
     /// A statement to run here.
     pub fn query(&mut self, sql: Sql) -> Query<'_> {
         let (sqlite, postgres) = (sql.sqlite, sql.postgres);
-        self.run(
-            SqlStr::from_static(sqlite),
-            SqlStr::from_static(postgres),
-        )
+        self.run(SqlStr::from_static(sqlite), SqlStr::from_static(postgres))
     }
 
     /// A statement that was put together, of nothing that came from outside.

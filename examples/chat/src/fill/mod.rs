@@ -40,7 +40,10 @@ pub async fn fill_once(db: &Db, options: &Options) -> StartResult<()> {
         return already_filled(&origin, options);
     }
     // People and streams are known only after the last line of an import, so references are checked at the end.
-    let defer = Sql::of("PRAGMA defer_foreign_keys = ON", "SET CONSTRAINTS ALL DEFERRED");
+    let defer = Sql::of(
+        "PRAGMA defer_foreign_keys = ON",
+        "SET CONSTRAINTS ALL DEFERRED",
+    );
     tx.query(defer).execute().await.during(&what)?;
     let mut filling = Filling {
         db: &mut tx,
@@ -157,8 +160,9 @@ impl Filling<'_> {
 
     async fn people(&mut self, users: impl IntoIterator<Item = User> + Send) -> sqlx::Result<()> {
         let users: Vec<User> = users.into_iter().collect();
-        let insert =
-            Sql::same("INSERT INTO users (id, full_name, email, is_active) VALUES ($1, $2, $3, $4)");
+        let insert = Sql::same(
+            "INSERT INTO users (id, full_name, email, is_active) VALUES ($1, $2, $3, $4)",
+        );
         for user in &users {
             let query = self.db.query(insert).bind(user.id.0).bind(&user.full_name);
             let query = query.bind(user.email.as_str()).bind(user.is_active);

@@ -7,7 +7,7 @@ use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::Response;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::answer::{ApiError, Valid, answer, written};
 use super::visit::Visit;
@@ -90,34 +90,51 @@ impl PageQuery {
 /// What people are called today, by their ids.
 type Names = BTreeMap<UserId, Arc<DisplayName>>;
 
-/// A message as it is shown: with the names of today.
+/// A message as it is shown: with the names of today, and the versions of whom and what they are of.
 #[derive(Serialize)]
 struct View<'a> {
     #[serde(flatten)]
     message: &'a Message,
-    stream: Option<StreamName<'a>>,
+    stream: Option<&'a str>,
+    stream_version: Option<i64>,
+    #[serde(serialize_with = "name_of")]
+    sender_full_name: Option<Arc<DisplayName>>,
     /// Of everybody who has to do with it.
+    #[serde(flatten, serialize_with = "names_of")]
     names: Names,
-}
-
-/// What a stream is called today.
-#[derive(Serialize)]
-struct StreamName<'a> {
-    name: &'a str,
-    version: i64,
 }
 
 impl<'a> View<'a> {
     fn new(message: &'a Message, stream: Option<&'a Stream>, names: Names) -> Self {
         Self {
             message,
-            stream: stream.map(|stream| StreamName {
-                name: &stream.name,
-                version: stream.version,
-            }),
+            stream: stream.map(|stream| stream.name.as_str()),
+            stream_version: stream.map(|stream| stream.version),
+            sender_full_name: names.get(&message.sender_id).map(Arc::clone),
             names,
         }
     }
+}
+
+fn name_of<S: Serializer>(name: &Option<Arc<DisplayName>>, to: S) -> Result<S::Ok, S::Error> {
+    name.as_ref().map(|name| &name.full_name).serialize(to)
+}
+
+/// `names` by the ids of whom they are, and `name_versions` likewise.
+fn names_of<S: Serializer>(names: &Names, to: S) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct Both<'a> {
+        names: BTreeMap<UserId, &'a str>,
+        name_versions: BTreeMap<UserId, i64>,
+    }
+    let both = Both {
+        names: names
+            .iter()
+            .map(|(&id, name)| (id, &*name.full_name))
+            .collect(),
+        name_versions: names.iter().map(|(&id, name)| (id, name.version)).collect(),
+    };
+    both.serialize(to)
 }
 
 /// The names of everybody who has to do with a message: what the request has read before comes from there.

@@ -47,7 +47,10 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/api/users/{id}", get(users::by_id).patch(users::change))
         .route("/api/users/{id}/subscriptions", get(users::subscriptions))
         .route("/api/streams", get(streams::list))
-        .route("/api/streams/{id}", get(streams::by_id).patch(streams::change))
+        .route(
+            "/api/streams/{id}",
+            get(streams::by_id).patch(streams::change),
+        )
         .route("/api/streams/{id}/subscribers", get(streams::subscribers))
         .route(
             "/api/streams/{id}/subscribers/{user}",

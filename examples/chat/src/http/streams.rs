@@ -122,8 +122,7 @@ async fn store(
     (stream, user): (StreamId, UserId),
     is_active: bool,
 ) -> Result<Response, ApiError> {
-    let stored =
-        visit.write(async |cache| writes::subscribe(cache, stream, user, is_active).await);
+    let stored = visit.write(async |cache| writes::subscribe(cache, stream, user, is_active).await);
     let stored = stored.await?;
     Ok(written(StatusCode::OK, &stored.value, &stored.committed))
 }

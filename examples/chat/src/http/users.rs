@@ -9,9 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::answer::{ApiError, Valid, answer, written};
 use super::messages::text;
 use super::visit::Visit;
-use crate::data::{
-    Email, Subscribed, Subscriptions, User, UserId, UserPatch, Users, UsersByEmail,
-};
+use crate::data::{Email, Subscribed, Subscriptions, User, UserId, UserPatch, Users, UsersByEmail};
 use crate::writes;
 
 /// The longest name, in characters.
@@ -77,7 +75,9 @@ pub(super) struct Swapping {
 /// `POST /api/users/swap-emails`
 pub(super) async fn swap_emails(
     visit: Visit,
-    Valid(Json(Swapping { users: [one, other] })): Valid<Json<Swapping>>,
+    Valid(Json(Swapping {
+        users: [one, other],
+    })): Valid<Json<Swapping>>,
 ) -> Result<Response, ApiError> {
     if one == other {
         return Err(ApiError::bad("users takes the ids of two users"));
