@@ -16,7 +16,7 @@ on_each_database! {
     a_sent_message_is_there;
     who_subscribes_is_on_both_pages;
     reactions_are_on_the_message;
-    writes_of_both_are_seen_by_both("multi_thread");
+    writes_of_both_are_seen_by_both;
     what_a_stopped_store_cannot_confirm_is_pending_and_delivered_when_it_is_back;
 }
 
@@ -440,14 +440,10 @@ async fn writes_of_both_are_seen_by_both(place: Place) {
     let work = async |mine: &Chat, theirs: &Chat| {
         for turn in 0..25 {
             let id = turn % 3 + 1;
-            let name = format!("Grace {turn}");
-            let written = mine.send(
-                "PATCH",
-                &format!("/api/users/{id}"),
-                json!({ "full_name": name }),
-            );
-            let written = fresh(written.await);
-            let read = theirs.get(&format!("/api/users/{id}")).await.expect(200);
+            let (name, path) = (format!("Grace {turn}"), format!("/api/users/{id}"));
+            let change = json!({ "full_name": name });
+            let written = fresh(mine.send("PATCH", &path, change).await);
+            let read = theirs.get(&path).await.expect(200);
             let version = |of: &Value| of["version"].as_i64().unwrap();
             // Somebody else may have written since.
             assert!(

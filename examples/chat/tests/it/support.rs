@@ -21,14 +21,14 @@ static POSTGRES: LazyLock<PostgresServer> =
 
 /// A test on each database: an `async fn` of this name that takes a new [`Place`].
 macro_rules! on_each_database {
-    ($($name:ident $(($flavor:literal))?;)+) => {$(
+    ($($name:ident;)+) => {$(
         mod $name {
-            #[tokio::test$((flavor = $flavor, worker_threads = 2))?]
+            #[tokio::test]
             async fn on_sqlite() {
                 super::$name($crate::support::Place::new()).await;
             }
 
-            #[tokio::test$((flavor = $flavor, worker_threads = 2))?]
+            #[tokio::test]
             async fn on_postgres() {
                 super::$name($crate::support::Place::on_postgres()).await;
             }
