@@ -202,7 +202,8 @@ impl<D: Dataset> FlushOn<D> {
         plan
     }
 
-    /// Flushes these keys of an image whenever one of these fields changed, and when a row is created or deleted.
+    /// Flushes these keys of an image whenever one of these fields changed, and when a row is created or deleted: with
+    /// [`FieldBits::NONE`], only then.
     pub fn entity<T, K>(
         &mut self,
         fields: impl Into<FieldBits>,
@@ -454,9 +455,10 @@ impl AccessorPlan {
 
 impl fmt::Display for AnyWatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let fields = match self.fields == FieldBits::ALL {
-            true => "any field".to_owned(),
-            false => self.field_names.join(", "),
+        let fields = match self.fields {
+            FieldBits::ALL => "any field".to_owned(),
+            FieldBits::NONE => "no field".to_owned(),
+            _ => self.field_names.join(", "),
         };
         write!(f, "{}: {fields}", self.entity_name)?;
         f.write_str(match self.created {
@@ -554,7 +556,8 @@ impl<S: Source> Plans<S> {
         };
         for (accessor, watch) in watchers {
             let watch: &Watch<T> = watch.downcast_ref().expect("watches are kept by entity");
-            if !watch.fields.intersects(change.fields) || (change.is_creation() && !watch.created) {
+            let is_watched = change.is_whole() || watch.fields.intersects(change.fields);
+            if !is_watched || (change.is_creation() && !watch.created) {
                 continue;
             }
             let level = stale.level(self.level(accessor.name()));

@@ -219,9 +219,10 @@ impl<S: Transactional> Tx<S> {
     ///
     /// That nothing was committed, or that it isn't known: see [`CommitError`].
     pub async fn commit(mut self) -> Result<Committed, CommitError<S::Error>> {
-        let commit = self.prepare().await?;
         let shared = Arc::clone(&self.cache.shared);
-        let task = shared.tasks.track_future(commit.run());
+        // All of it, what is still before the commit too: a client that hangs up has forgotten nothing.
+        let commit = async move { self.prepare().await?.run().await };
+        let task = shared.tasks.track_future(commit);
         shared
             .rt
             .spawn(task)
