@@ -3,3 +3,5 @@
 mod commits;
 mod ledger;
 mod office;
+mod outbox;
+mod servers;
