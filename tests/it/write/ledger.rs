@@ -104,6 +104,8 @@ struct Undo {
 pub(super) struct Ledger {
     database: Database,
     line: Arc<Line>,
+    /// Whether it has an outbox and a register.
+    remembers: bool,
 }
 
 /// What happens on the way.
@@ -153,6 +155,7 @@ impl Database {
     /// The way to it of one more process.
     pub(super) fn line(&self) -> Ledger {
         Ledger {
+            remembers: true,
             database: self.clone(),
             line: Arc::new(Line {
                 cut: AtomicBool::new(false),
@@ -258,6 +261,14 @@ impl Database {
 }
 
 impl Ledger {
+    /// The same without an outbox: what larder can do alone.
+    pub(super) fn forgetful(self) -> Self {
+        Self {
+            remembers: false,
+            ..self
+        }
+    }
+
     /// Cuts the process off from the database, or connects it again.
     pub(super) fn cut(&self, cut: bool) {
         self.line.cut.store(cut, Ordering::Relaxed);
@@ -405,7 +416,8 @@ impl Source for Ledger {
     }
 
     fn outbox(&self) -> Option<Arc<dyn Outbox<Conn>>> {
-        Some(Arc::new(self.clone()))
+        let outbox: Arc<dyn Outbox<Conn>> = Arc::new(self.clone());
+        self.remembers.then_some(outbox)
     }
 }
 

@@ -312,7 +312,7 @@ impl Office {
 
     /// One more process, with all data sets.
     pub(super) async fn process(&self) -> Process {
-        self.build(|builder| everything(builder).version("1")).await
+        self.version("1").await
     }
 
     /// One more process, as the test wants it.
@@ -324,12 +324,26 @@ impl Office {
         process.expect("nothing is wrong with it")
     }
 
+    /// One more process of this version, with all data sets.
+    pub(super) async fn version(&self, version: &str) -> Process {
+        self.build(|builder| everything(builder).version(version))
+            .await
+    }
+
     /// One more process, or why there is none.
     pub(super) async fn try_build(
         &self,
         with: impl FnOnce(CacheBuilder<Ledger>) -> CacheBuilder<Ledger>,
     ) -> larder_core::Result<Process> {
-        let line = self.database.line();
+        self.build_on(self.database.line(), with).await
+    }
+
+    /// One more process, with this way to the database.
+    pub(super) async fn build_on(
+        &self,
+        line: Ledger,
+        with: impl FnOnce(CacheBuilder<Ledger>) -> CacheBuilder<Ledger>,
+    ) -> larder_core::Result<Process> {
         let builder = Cache::builder(line.clone())
             .backend(Arc::clone(&self.store))
             .rt(clock());
