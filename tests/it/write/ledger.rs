@@ -32,9 +32,8 @@ struct Inner {
     /// Told when a transaction has ended.
     ended: Notify,
     next: AtomicU64,
-    /// Commits wait here before they are executed, and here before they are answered.
+    /// Commits wait here before they are executed.
     arriving: Barrier,
-    answered: Barrier,
     /// Whether an outbox row holds its generation, and fails without it.
     foreign_key: AtomicBool,
 }
@@ -147,7 +146,6 @@ impl Database {
             ended: Notify::new(),
             next: AtomicU64::new(1),
             arriving: Barrier::new(),
-            answered: Barrier::new(),
             foreign_key: AtomicBool::new(true),
         }))
     }
@@ -175,11 +173,6 @@ impl Database {
     /// Commits wait here before they are executed.
     pub(super) fn arriving_commits(&self) -> &Barrier {
         &self.0.arriving
-    }
-
-    /// Commits that were executed wait here with their answers.
-    pub(super) fn answered_commits(&self) -> &Barrier {
-        &self.0.answered
     }
 
     /// The next commit is refused.
@@ -454,7 +447,6 @@ impl Transactional for Ledger {
                 return Err(CommitFailure::Unknown(Broken("the answer was lost")));
             }
         }
-        database.0.answered.pass().await;
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 mod commits;
 mod ledger;
 mod office;
+mod outages;
 mod outbox;
 mod pending;
 mod plans;

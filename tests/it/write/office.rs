@@ -10,7 +10,8 @@ use larder_core::{
 use serde::{Deserialize, Serialize};
 
 use super::ledger::{Broken, Conn, Database, Ledger};
-use crate::read::shelf::{HOUR, clock, memory};
+use super::servers::Servers;
+use crate::read::shelf::{HOUR, clock};
 
 /// A user of the office.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -282,7 +283,7 @@ pub(super) struct Office {
 }
 
 impl Office {
-    /// A database with Ada, who is user 7 and in stream 5, and a store in this process that its processes share.
+    /// A database with Ada, who is user 7 and in stream 5, and a store that its processes share.
     pub(super) fn new(Without(without): Without) -> Self {
         let database = Database::new();
         database.write(&ada());
@@ -297,7 +298,7 @@ impl Office {
         });
         Self {
             database,
-            store: memory(),
+            store: Servers::new("store", &[]),
             without,
         }
     }

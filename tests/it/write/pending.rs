@@ -128,6 +128,7 @@ async fn after_an_outage_only_what_waits_in_the_outbox_is_not_read() {
     assert_eq!(reader.line.loaded(), loaded, "from the store");
     assert_eq!(reader.name().await, "Grace");
     gate.set_deaf_to_deletes(false);
+    other.set_deaf_to_deletes(false);
     tokio::time::sleep(Duration::from_secs(10)).await;
     assert_eq!(reader.stats().writes.held_keys, 0);
     assert_eq!(reader.name().await, "Grace");

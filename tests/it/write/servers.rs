@@ -1,4 +1,5 @@
-//! A pool of two servers, each behind a gate: the second has the data sets that the test says, the first all others.
+//! A pool of two servers, each behind a gate: the second has the data sets that the test says, the first all others. It
+//! isn't closed with any of the processes that share it.
 
 use std::fmt;
 use std::sync::Arc;
@@ -30,24 +31,8 @@ impl Servers {
         })
     }
 
-    /// The same ones, as another process reaches them: by gates of its own.
-    pub(super) fn reached_apart(&self) -> Arc<Self> {
-        Arc::new(Self {
-            description: self.description,
-            second_has: self.second_has,
-            servers: self
-                .servers
-                .each_ref()
-                .map(|gate| Gate::new(Arc::clone(gate) as _)),
-        })
-    }
-
     pub(super) fn first(&self) -> &Gate {
         &self.servers[0]
-    }
-
-    pub(super) fn second(&self) -> &Gate {
-        &self.servers[1]
     }
 
     /// The positions of the keys that each server has.

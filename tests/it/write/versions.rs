@@ -446,7 +446,7 @@ async fn a_pool_that_cannot_be_opened_leaves_the_flush_pending() {
 /// A store in the process isn't shared: two of them on one database would never see each other's writes.
 #[tokio::test(start_paused = true)]
 async fn a_second_private_store_on_one_database_is_refused() {
-    let office = Office::new(ON);
+    let office = Office::new(ON).on(memory());
     let first = office.process().await;
     let second = office.on(memory());
     let refused = second.try_build(|b| everything(b).version("1")).await;
