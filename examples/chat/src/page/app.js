@@ -174,17 +174,14 @@ function row(message) {
     element.addEventListener('click', () => toggle(message, all[0]));
     return element;
   }));
-  if (!fans.has('👍')) {
-    const like = make('button', 'like', '👍');
-    like.type = 'button';
-    like.title = 'React as whoever messages are sent as';
-    like.addEventListener('click', () => toggle(message, { emoji_name: '+1', emoji_code: '1f44d' }));
-    reactions.append(like);
-  }
+  const like = make('button', 'like', '👍');
+  like.type = 'button';
+  like.title = 'React as whoever messages are sent as';
+  like.addEventListener('click', () => toggle(message, { emoji_name: '+1', emoji_code: '1f44d' }));
   return make('li', 'message', face, make('div', '',
-    make('div', 'by', person, when, edited),
+    make('div', 'by', person, when, edited, like),
     make('div', 'text', ...marked(message.content)),
-    reactions));
+    fans.size ? reactions : null));
 }
 
 function emojiOf(reaction) {
@@ -467,7 +464,7 @@ function drawWrites({ writes, outbox, generations, uncached }) {
   const held = writes.held_servers.length + writes.held_accessors.length + Object.keys(uncached).length;
   by('generations').replaceChildren(...generations.map(({ id, version, holder, left_s, is_own }) => make('li', '',
     make('span', 'state'), is_own ? `${id} (this)` : id,
-    make('div', 'detail', `${version} · registered by ${holder} for ${left_s} s`))));
+    make('div', 'detail', `${version} · registered by ${holder.split(' (')[0]} for ${left_s} s`))));
   const names = [...Object.keys(uncached), ...writes.held_accessors];
   by('past').hidden = held === 0;
   by('past').textContent = names.length ? `Read past the store: ${names.join(', ')}` : 'A server was away and is not read yet.';
