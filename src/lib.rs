@@ -12,13 +12,14 @@ pub use larder_core::{
     AccessorStats, Answer, Backend, BackendExt, BackendStats, Backlog, Batch, Before, BoxError,
     Cache, CacheBuilder, CacheStats, CallStats, Change, Changing, Codec, CommitError,
     CommitFailure, Committed, Compression, Config, Dataset, Decide, DeployImmutable, DeployTier,
-    Dictionary, Direct, Edit, Entity, Error, ErrorKind, FieldBits, FieldSet, Flush, FlushError, FlushOn,
-    FlushQuery, Form, Generation, Immutable, KeyPart, KeyWriter, Keys, Latency, Lifetime, LiveGeneration,
-    LoadError, LockRow, Missing, NoTier, Observed, Outbox, Pending, Plain, Plan, Pool, Prefix, Purge,
-    Reach, Reader, ReaderOf, Register, Registered, RequestTier, Result, Route, Row, RowId, Rows, Rt, Savepoint,
-    ScopedReader, ServerCheck, ServerStats, Source, Tally, Tier, TierStats, TiersStats,
-    TransactionError, Transactional, Tx, Uncached, Unstored, Weigh, WriteStats, contract, dataset,
-    entry, get, get_many, link, plan, prime, refresh, uncached, warm,
+    Dictionary, Direct, Edit, Entity, Error, ErrorKind, FieldBits, FieldSet, Flush, FlushError,
+    FlushOn, FlushQuery, Form, Generation, Immutable, KeyPart, KeyWriter, Keys, Latency, Lifetime,
+    LiveGeneration, LoadError, LockRow, Missing, NoTier, Observed, Outbox, Pending, Plain, Plan,
+    Pool, Prefix, Purge, Reach, Reader, ReaderOf, Register, Registered, RequestTier, Result, Route,
+    Row, RowId, Rows, Rt, Savepoint, ScopedReader, ServerCheck, ServerStats, Source, Tally, Tier,
+    TierStats, TiersStats, TransactionError, Transactional, Tx, Uncached, Unstored, Weigh,
+    WriteStats, contract, dataset, entry, get, get_many, link, plan, prime, refresh, uncached,
+    warm,
 };
 #[cfg(feature = "axum")]
 pub use larder_tiers::NoRequest;

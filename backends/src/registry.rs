@@ -100,6 +100,36 @@ impl Registry {
         Ok((backend, prefix))
     }
 
+    /// Another pool, by its description, with whatever else this configuration says: how a flush reaches the generation
+    /// of a configuration that was changed.
+    ///
+    /// Fails for a pool that can't be described by a URL, such as a store within another process, and where what is opened
+    /// would place keys otherwise.
+    pub fn open_pool(
+        &self,
+        config: &Config,
+        description: &str,
+        rt: Rt,
+    ) -> Result<Arc<dyn Backend>> {
+        let mut url = description.to_owned();
+        if description.starts_with("memcached://") && !description.contains('?') {
+            // What a description leaves out is the default, whatever this configuration says.
+            url.push_str("?hash=rendezvous");
+        }
+        let (backend, _) = self.open(&config.with_pool(&url)?, rt)?;
+        let opened = backend.pool().description;
+        if opened != description {
+            return Err(Error::new(
+                ErrorKind::Config,
+                format!(
+                    "the pool {description} of another generation can't be opened with this configuration, which makes it \
+                     {opened}"
+                ),
+            ));
+        }
+        Ok(backend)
+    }
+
     fn unknown(&self, settings: &Settings) -> Error {
         let (scheme, origin) = (settings.backend(), settings.backend_origin());
         let known: Vec<_> = self.schemes.keys().map(String::as_str).collect();
@@ -174,6 +204,9 @@ pub trait BuilderExt: Sized {
 
 impl<S: Source> BuilderExt for CacheBuilder<S> {
     fn config_with(self, registry: Registry, config: Config) -> Self {
+        let registry = Arc::new(registry);
+        let (others, own) = (Arc::clone(&registry), config.clone());
         self.open(move |rt| registry.open(&config, rt))
+            .open_pools(move |pool, rt| others.open_pool(&own, pool, rt))
     }
 }

@@ -216,3 +216,37 @@ async fn tls_of_redis_is_a_scheme() {
         assert!(error.contains(expected), "{error}");
     }
 }
+
+/// What a flush needs of the generation of another configuration.
+#[cfg(all(feature = "memcached", feature = "redis"))]
+#[test]
+fn a_pool_is_opened_by_its_description() {
+    let urls = [
+        "memcached://h1",
+        "memcached://h1,h2:11212",
+        "memcached://h1:11211*3,h2:11211",
+        "memcached://h1,h2?hash=ketama",
+        "memcached://h1:11211*2,h2:11211*3?hash=ketama_weighted",
+        "memcached:///run/memcached.sock",
+        "redis://h1:6379/3",
+        "redis+cluster://h1,h2",
+    ];
+    let registry = Registry::new();
+    let pool = |url: &str| {
+        let config = Config::new(url).unwrap();
+        let (backend, _) = registry.open(&config, Rt::new()).unwrap();
+        backend.pool().description
+    };
+    for theirs in urls {
+        for ours in urls {
+            let config = Config::new(ours).unwrap();
+            let opened = registry.open_pool(&config, &pool(theirs), Rt::new());
+            let opened = opened.unwrap_or_else(|error| panic!("{theirs} from {ours}: {error}"));
+            assert_eq!(opened.pool().description, pool(theirs), "from {ours}");
+        }
+    }
+    let config = Config::new("memcached://h1").unwrap();
+    registry
+        .open_pool(&config, &pool("memory://"), Rt::new())
+        .unwrap_err();
+}

@@ -31,9 +31,13 @@
 //!
 //! makes a module `mine` with one `#[tokio::test]` per case. `docs/backend-guide.md` walks through it.
 //!
+//! Databases have a suite of their own: [`Database`], joined by
+//! [`database_conformance!`](crate::database_conformance!).
+//!
 //! A case that draws random numbers prints its seed when it fails; `LARDER_TEST_SEED` in the environment repeats it.
 
 mod answers;
+mod database;
 mod faults;
 mod leases;
 mod scene;
@@ -50,6 +54,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+
+pub use database::{Database, run_on_database};
 
 use crate::{Backend, Rt};
 use scene::Scene;

@@ -50,11 +50,15 @@ impl Entrant {
             }
         }
         self.check_private(&live)?;
+        let mut manifest = self.manifest.clone();
+        for same in live.iter().filter(|generation| self.is_same(generation)) {
+            self.extend(&mut manifest, &Manifest::of_text(&same.manifest))?;
+        }
         let joined = live.iter().find(|generation| {
-            generation.version == self.version && generation.pool == self.pool.description
+            self.is_same(generation)
+                && Manifest::of_text(&generation.manifest).has_all_of(&manifest)
         });
         if let Some(joined) = joined {
-            edits.extend(self.join(joined)?);
             return Ok((joined.id.clone(), edits));
         }
         let id = Prefix::random().to_string();
@@ -63,10 +67,30 @@ impl Entrant {
             version: self.version.clone(),
             pool: self.pool.description.clone(),
             holder: self.holder.clone(),
-            manifest: self.manifest_beside(&live).to_text(),
+            manifest: self.with_epochs(manifest, &live).to_text(),
             ttl: REGISTRATION,
         });
         Ok((id, edits))
+    }
+
+    /// Whether this generation is of the same code and pool.
+    fn is_same(&self, generation: &Generation) -> bool {
+        generation.version == self.version && generation.pool == self.pool.description
+    }
+
+    /// Whether another generation of this code and pool has all that is in this manifest, and more: one that was minted by
+    /// a process that is linked with more. All of them join it, so that the one with less ends, beside which the rest
+    /// isn't cached.
+    pub(super) fn should_move(&self, own: &Generation, registered: &Registered) -> bool {
+        let ours = Manifest::of_text(&own.manifest);
+        registered.generations.iter().any(|other| {
+            let theirs = Manifest::of_text(&other.manifest);
+            other.id != own.id
+                && !other.left.is_zero()
+                && self.is_same(other)
+                && theirs.has_all_of(&ours)
+                && !ours.has_all_of(&theirs)
+        })
     }
 
     /// A store that only one process reads is flushed by nobody else.
@@ -92,13 +116,11 @@ impl Entrant {
         ))
     }
 
-    /// Adds to the manifest of a generation what this process caches and it doesn't list.
-    fn join(&self, generation: &Generation) -> Result<Option<Edit>> {
-        let mut manifest = Manifest::of_text(&generation.manifest);
-        let known = manifest.clone();
-        for (accessor, ours) in self.manifest.accessors() {
-            match known.get(accessor) {
-                Some(theirs) if theirs.rule != ours.rule || theirs.shape != ours.shape => {
+    /// Adds to a manifest what a live generation of the same version lists beyond it.
+    fn extend(&self, manifest: &mut Manifest, live: &Manifest) -> Result<()> {
+        for (accessor, theirs) in live.accessors() {
+            match manifest.get(accessor) {
+                Some(ours) if theirs.rule != ours.rule || theirs.shape != ours.shape => {
                     return Err(Error::new(
                         ErrorKind::Config,
                         format!(
@@ -109,21 +131,15 @@ impl Entrant {
                     ));
                 }
                 Some(_) => {}
-                None => manifest.list(accessor, ours.clone()),
+                None => manifest.list(accessor, theirs.clone()),
             }
         }
-        let revised = manifest != known;
-        Ok(revised.then(|| Edit::Revise {
-            id: generation.id.clone(),
-            manifest: manifest.to_text(),
-            ttl: REGISTRATION,
-        }))
+        Ok(())
     }
 
     /// The manifest, with the prefixes of lasting accessors: those that a live generation of the same pool uses for the
     /// same accessor, or new ones. So what was filled before a time without one is never read again.
-    fn manifest_beside(&self, live: &[&Generation]) -> Manifest {
-        let mut manifest = self.manifest.clone();
+    fn with_epochs(&self, mut manifest: Manifest, live: &[&Generation]) -> Manifest {
         let others: Vec<Manifest> = live
             .iter()
             .filter(|generation| generation.pool == self.pool.description)
@@ -143,7 +159,7 @@ impl Entrant {
 }
 
 /// Whether a pool of this description is one process's own.
-fn is_private(pool: &str) -> bool {
+pub(super) fn is_private(pool: &str) -> bool {
     pool.starts_with("memory:")
 }
 

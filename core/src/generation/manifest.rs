@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::Uncached;
+use super::{PURGED, Uncached};
 use crate::contract::{Pool, Prefix};
 use crate::write::Purge;
 
@@ -71,6 +71,14 @@ impl Manifest {
         serde_json::to_string(self).expect("names and texts are JSON")
     }
 
+    /// Whether this lists every accessor of the other one.
+    pub(super) fn has_all_of(&self, other: &Self) -> bool {
+        other
+            .accessors
+            .keys()
+            .all(|accessor| self.accessors.contains_key(accessor))
+    }
+
     /// Why this accessor isn't cached beside a generation of this manifest.
     pub(super) fn objection(
         &self,
@@ -87,6 +95,13 @@ impl Manifest {
             }
             Some(_) => None,
         }
+    }
+
+    /// Whether a writer of this manifest finds every key of what the other one caches.
+    pub(super) fn can_flush(&self, other: &Self) -> bool {
+        let flushed = other.accessors.iter().filter(|(_, theirs)| theirs.flushed);
+        let mut rules = flushed.map(|(name, theirs)| (self.get(name), &theirs.rule));
+        rules.all(|(ours, rule)| ours.is_some_and(|ours| ours.rule == *rule))
     }
 
     /// The accessors in this that the other one hasn't, by the entities that flush them.
@@ -125,7 +140,10 @@ impl Manifest {
                         Some(epoch) => within(base, epoch),
                         None => base.to_owned(),
                     };
-                    vec![within(base, &purge.epoch), former]
+                    match purge.age < PURGED {
+                        true => vec![within(base, &purge.epoch), former],
+                        false => vec![within(base, &purge.epoch)],
+                    }
                 }
             };
             let usable = texts.iter().filter_map(|text| Prefix::new(text).ok());

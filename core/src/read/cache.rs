@@ -15,7 +15,9 @@ use super::accessor::{Accessor, AnyAccessor, Dictionaries, Setting};
 use super::accessors::Accessors;
 use super::{Dataset, DeployImmutable, DeployTier, Scope, Scopes, Source, Tier as _, TierKind};
 use crate::Rt;
-use crate::contract::{Backend, Error, ErrorKind, Prefix, PrefixSettings, Result, ServerCheck};
+use crate::contract::{
+    Backend, Error, ErrorKind, Key, Prefix, PrefixSettings, Result, ServerCheck,
+};
 use crate::entry::Dictionary;
 use crate::generation::{Entrant, Generations, Manifest, OpenPool, holder};
 use crate::stats::{CacheStats, Tally};
@@ -69,6 +71,13 @@ impl<S: Source> Shared<S> {
     /// Whether a mechanism is switched off, as only a test does.
     pub(crate) fn without(&self, mechanism: Mechanism) -> bool {
         self.switches.is_off(mechanism)
+    }
+
+    /// Remembers that the server of this key was away, if that is what the error says.
+    pub(crate) fn was_away(&self, error: &Error, key: Key<'_>) {
+        if !self.without(Mechanism::AskAfterOutage) {
+            self.writes.was_away(error, self.backend.server_of(key));
+        }
     }
 
     /// Counts keys of a flush.
@@ -521,10 +530,10 @@ impl<S: Source> CacheBuilder<S> {
     }
 
     /// Opens the pools of other generations, by the description of each: those that are live after the configuration of the
-    /// pool was changed have to be flushed too. [`open`](Self::open) by a configuration sets it.
+    /// pool was changed have to be flushed too. The configuration that opens the own pool opens those as well.
     pub fn open_pools<F>(mut self, open: F) -> Self
     where
-        F: Fn(&str) -> Result<Arc<dyn Backend>> + Send + Sync + 'static,
+        F: Fn(&str, Rt) -> Result<Arc<dyn Backend>> + Send + Sync + 'static,
     {
         self.open_pool = Some(Box::new(open));
         self
@@ -639,6 +648,8 @@ impl<S: Source> CacheBuilder<S> {
             }
             tracing::debug!(accessor = accessor.name(), "registered");
         }
+        // Before the registration, which would outlast a refusal.
+        let plans = Plans::new(registered.iter())?;
         let outbox = self.source.outbox();
         let generations = match &outbox {
             Some(outbox) => {
@@ -663,17 +674,16 @@ impl<S: Source> CacheBuilder<S> {
                 let open = self.open_pool.unwrap_or_else(|| Box::new(cant_open));
                 let outbox: Arc<dyn Outbox<S::Conn>> = Arc::clone(outbox);
                 let (register, backend) = (outbox as Arc<dyn Register>, Arc::clone(&backend));
-                Generations::enter(register, entrant, backend, open, self.rt).await?
+                Generations::enter(register, entrant, backend, open, self.rt, self.switches).await?
             }
             None => {
                 let prefix = match self.prefix {
                     Some(prefix) => prefix,
                     None => configured.resolve(&backend.pool())?,
                 };
-                Generations::single(prefix, Arc::clone(&backend), self.rt)
+                Generations::single(prefix, Arc::clone(&backend), self.rt, self.switches)
             }
         };
-        let plans = Plans::new(registered.iter())?;
         let cache = Cache {
             shared: Arc::new(Shared {
                 source: self.source,
@@ -698,7 +708,10 @@ impl<S: Source> CacheBuilder<S> {
             tally: None,
             scope: None,
         };
-        write::start(&cache.shared).await?;
+        if let Err(error) = write::start(&cache.shared).await {
+            cache.shared.generations.leave().await;
+            return Err(error);
+        }
         for warm in self.warm {
             warm(&cache);
         }
@@ -734,7 +747,7 @@ fn unnamed(problem: String) -> Error {
     )
 }
 
-fn cant_open(pool: &str) -> Result<Arc<dyn Backend>> {
+fn cant_open(pool: &str, _: Rt) -> Result<Arc<dyn Backend>> {
     Err(Error::new(
         ErrorKind::Unsupported,
         format!(

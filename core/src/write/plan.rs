@@ -87,12 +87,18 @@ struct Watch<T: Entity> {
     keys: KeysOf<T>,
 }
 
+/// Hands over the keys of an image, or of a primary key.
+type Touch<I> = Box<dyn Fn(&I, &mut Touched<'_>) + Send + Sync>;
+
+/// The arguments of a query, as JSON.
+type Arguments<T> = Box<dyn Fn(&T) -> Result<String> + Send + Sync>;
+
 enum KeysOf<T: Entity> {
-    Images(Box<dyn Fn(&T, &mut Touched<'_>) + Send + Sync>),
-    Id(Box<dyn Fn(&T::Id, &mut Touched<'_>) + Send + Sync>),
+    Images(Touch<T>),
+    Id(Touch<T::Id>),
     Query {
         name: &'static str,
-        arguments: Box<dyn Fn(&T) -> Result<String> + Send + Sync>,
+        arguments: Arguments<T>,
     },
 }
 
@@ -475,6 +481,21 @@ pub(crate) struct Plans<S: Source> {
     longest_ttl: Duration,
 }
 
+/// Which images of an update are asked for their keys.
+#[derive(Clone, Copy)]
+pub(crate) enum Images {
+    Both,
+    /// Only the one after, as only a test asks.
+    After,
+}
+
+/// What a change touches of one accessor.
+pub(crate) enum Touching<'k> {
+    Keys(&'k Keys),
+    /// What a query will find, after the commit.
+    Unknown,
+}
+
 /// The data sets that watch one entity.
 type EntityPlan = Vec<(Arc<dyn AnyAccessor>, Arc<dyn Any + Send + Sync>)>;
 
@@ -509,12 +530,13 @@ impl<S: Source> Plans<S> {
         Ok(plans)
     }
 
-    /// Adds what a change makes stale; the keys of each accessor are also handed to `own`.
+    /// Adds what a change makes stale; what it touches of each accessor is also handed to `own`.
     pub(crate) fn touch<T: Entity>(
         &self,
         change: &Change<'_, T>,
+        images: Images,
         stale: &mut Stale,
-        mut own: impl FnMut(&dyn AnyAccessor, &Keys),
+        mut own: impl FnMut(&dyn AnyAccessor, Touching<'_>),
     ) -> Result<()> {
         if let What::Rows(_) = change.what
             && !T::SET_BASED.contains(change.fields)
@@ -544,34 +566,41 @@ impl<S: Source> Plans<S> {
                 accessor: &**accessor,
                 keys: &mut keys,
             };
+            let images = match change.what {
+                What::Images { before, after } => match images {
+                    Images::After if after.is_some() => [None, after],
+                    Images::Both | Images::After => [before, after],
+                },
+                What::Rows(_) => [None, None],
+            };
+            let images = images.into_iter().flatten();
             match (&change.what, &watch.keys) {
-                (What::Images { before, after }, KeysOf::Images(keys)) => {
-                    before
-                        .iter()
-                        .chain(after)
-                        .for_each(|image| keys(image, &mut touched));
+                (What::Images { .. }, KeysOf::Images(keys)) => {
+                    images.for_each(|image| keys(image, &mut touched));
                 }
-                (What::Images { before, after }, KeysOf::Id(key)) => {
-                    let ids = before.iter().chain(after).map(|image| image.id());
-                    ids.for_each(|id| key(&id, &mut touched));
+                (What::Images { .. }, KeysOf::Id(key)) => {
+                    images.for_each(|image| key(&image.id(), &mut touched));
                 }
                 (What::Rows(ids), KeysOf::Id(key)) => {
                     ids.iter().for_each(|id| key(id, &mut touched));
                 }
-                (What::Images { before, after }, KeysOf::Query { name, arguments }) => {
-                    for image in before.iter().chain(after) {
+                (What::Images { .. }, KeysOf::Query { name, arguments }) => {
+                    for image in images {
                         level.defer(Deferred {
                             accessor: accessor.name().to_owned(),
                             query: (*name).to_owned(),
                             arguments: arguments(image)?,
                         });
                     }
+                    own(&**accessor, Touching::Unknown);
                 }
                 // Refused when the cache was built.
                 (What::Rows(_), KeysOf::Images(_) | KeysOf::Query { .. }) => {}
             }
-            own(&**accessor, &keys);
-            level.add(&keys);
+            if !keys.is_empty() {
+                own(&**accessor, Touching::Keys(&keys));
+                level.add(&keys);
+            }
         }
         Ok(())
     }

@@ -82,10 +82,10 @@ pub trait Outbox<C: ?Sized>: Register {
         grace: Duration,
     ) -> Result<Vec<RowId>>;
 
-    /// Takes rows that are due, the oldest first, and puts off when they are due again by `hold`, in one short
-    /// transaction.
+    /// Takes rows that are due, those first that have been for the longest time, and puts off when they are due again by
+    /// `hold`, in one short transaction.
     ///
-    /// Answers none if any process has claimed within the last `interval`: one relay is enough.
+    /// Answers none if any process has taken some within the last `interval`: one relay is enough.
     async fn claim(&self, limit: usize, hold: Duration, interval: Duration) -> Result<Vec<Row>>;
 
     /// All rows, oldest first, at most so many, whether due or not, and without claiming them.
@@ -178,8 +178,6 @@ pub struct Generation {
     pub manifest: String,
     /// How long ago it was registered.
     pub age: Duration,
-    /// How long ago its manifest was changed.
-    pub revised: Duration,
     /// How long it is registered for; zero once that is over.
     pub left: Duration,
 }
@@ -214,15 +212,6 @@ pub enum Edit {
         /// What it caches.
         manifest: String,
         /// For how long.
-        ttl: Duration,
-    },
-    /// Gives a generation another manifest, and puts its end off.
-    Revise {
-        /// Which.
-        id: String,
-        /// What it caches.
-        manifest: String,
-        /// For how long from now.
         ttl: Duration,
     },
     /// Deletes a generation, whose outbox rows stay.

@@ -12,7 +12,6 @@ CREATE TABLE larder_generation (
     holder text NOT NULL,
     manifest text NOT NULL,
     created_at timestamptz NOT NULL,
-    revised_at timestamptz NOT NULL,
     renewed_at timestamptz NOT NULL,
     expires_at timestamptz NOT NULL
 ) WITH (fillfactor = 50);

@@ -12,7 +12,6 @@ CREATE TABLE larder_generation (
     holder TEXT NOT NULL,
     manifest TEXT NOT NULL,
     created_at INTEGER NOT NULL,
-    revised_at INTEGER NOT NULL,
     renewed_at INTEGER NOT NULL,
     expires_at INTEGER NOT NULL
 ) STRICT;

@@ -99,13 +99,13 @@ impl Outbox<PgConnection> for PgOutbox {
     }
 
     async fn claim(&self, limit: usize, hold: Duration, interval: Duration) -> Result<Vec<Row>> {
-        // A relay's time beyond the present is that of a clock which was set back since.
+        // One who comes at the same moment may be a little ahead; a time far ahead is that of a clock which was set back.
         let claimed: Vec<(RowId, String, i32, f64)> = sqlx::query_as(
             "WITH turn AS ( \
                  UPDATE larder_relay SET claimed_at = statement_timestamp() WHERE id IN ( \
                      SELECT id FROM larder_relay \
                      WHERE (claimed_at <= statement_timestamp() - make_interval(secs => $3) \
-                             OR claimed_at > statement_timestamp()) \
+                             OR claimed_at > statement_timestamp() + make_interval(secs => $3)) \
                          AND EXISTS (SELECT FROM larder_outbox WHERE next_at <= statement_timestamp()) \
                      FOR UPDATE SKIP LOCKED) \
                  RETURNING id \
@@ -228,7 +228,7 @@ impl Register for PgOutbox {
                  WHERE id IN ( \
                      SELECT id FROM larder_generation \
                      WHERE id = $1 AND (renewed_at <= statement_timestamp() - make_interval(secs => $3) \
-                             OR renewed_at > statement_timestamp()) \
+                             OR renewed_at > statement_timestamp() + make_interval(secs => $3)) \
                      FOR NO KEY UPDATE SKIP LOCKED) \
              ) \
              SELECT EXISTS (SELECT FROM larder_generation WHERE id = $1)",
@@ -243,11 +243,10 @@ impl Register for PgOutbox {
 }
 
 async fn registered(conn: &mut PgConnection) -> Result<Registered, sqlx::Error> {
-    type Listed = (String, String, String, String, String, f64, f64, f64);
+    type Listed = (String, String, String, String, String, f64, f64);
     let generations: Vec<Listed> = sqlx::query_as(
         "SELECT id, version, pool, holder, manifest, \
              extract(epoch FROM statement_timestamp() - created_at)::float8, \
-             extract(epoch FROM statement_timestamp() - revised_at)::float8, \
              extract(epoch FROM expires_at - statement_timestamp())::float8 \
          FROM larder_generation ORDER BY created_at, id",
     )
@@ -259,14 +258,13 @@ async fn registered(conn: &mut PgConnection) -> Result<Registered, sqlx::Error> 
     )
     .fetch_all(conn)
     .await?;
-    let generation = |(id, version, pool, holder, manifest, age, revised, left)| Generation {
+    let generation = |(id, version, pool, holder, manifest, age, left)| Generation {
         id,
         version,
         pool,
         holder,
         manifest,
         age: seconds(age),
-        revised: seconds(revised),
         left: seconds(left),
     };
     let purge = |(accessor, epoch, former, age)| Purge {
@@ -293,26 +291,14 @@ async fn apply(conn: &mut PgConnection, edit: Edit) -> Result<Result<()>, sqlx::
         } => {
             sqlx::query(
                 "INSERT INTO larder_generation \
-                     (id, version, pool, holder, manifest, created_at, revised_at, renewed_at, expires_at) \
-                 SELECT $1, $2, $3, $4, $5, now, now, now, now + make_interval(secs => $6) \
+                     (id, version, pool, holder, manifest, created_at, renewed_at, expires_at) \
+                 SELECT $1, $2, $3, $4, $5, now, now, now + make_interval(secs => $6) \
                  FROM (SELECT statement_timestamp() AS now) AS clock",
             )
             .bind(id)
             .bind(version)
             .bind(pool)
             .bind(holder)
-            .bind(manifest)
-            .bind(ttl.as_secs_f64())
-            .execute(conn)
-            .await?;
-        }
-        Edit::Revise { id, manifest, ttl } => {
-            sqlx::query(
-                "UPDATE larder_generation \
-                 SET manifest = $2, revised_at = now, renewed_at = now, expires_at = now + make_interval(secs => $3) \
-                 FROM (SELECT statement_timestamp() AS now) AS clock WHERE id = $1",
-            )
-            .bind(id)
             .bind(manifest)
             .bind(ttl.as_secs_f64())
             .execute(conn)

@@ -290,9 +290,9 @@ async fn is_due(conn: &mut SqliteConnection, interval: i64) -> Result<bool, sqlx
 }
 
 async fn registered(conn: &mut SqliteConnection) -> Result<Registered, sqlx::Error> {
-    type Listed = (String, String, String, String, String, i64, i64, i64);
+    type Listed = (String, String, String, String, String, i64, i64);
     let generations: Vec<Listed> = sqlx::query_as(
-        "SELECT id, version, pool, holder, manifest, now - created_at, now - revised_at, expires_at - now \
+        "SELECT id, version, pool, holder, manifest, now - created_at, expires_at - now \
          FROM larder_generation, (SELECT CAST(unixepoch('subsec') * 1000 AS INTEGER) AS now) \
          ORDER BY created_at, id",
     )
@@ -304,14 +304,13 @@ async fn registered(conn: &mut SqliteConnection) -> Result<Registered, sqlx::Err
     )
     .fetch_all(conn)
     .await?;
-    let generation = |(id, version, pool, holder, manifest, age, revised, left)| Generation {
+    let generation = |(id, version, pool, holder, manifest, age, left)| Generation {
         id,
         version,
         pool,
         holder,
         manifest,
         age: duration(age),
-        revised: duration(revised),
         left: duration(left),
     };
     let purge = |(accessor, epoch, former, age)| Purge {
@@ -338,26 +337,14 @@ async fn apply(conn: &mut SqliteConnection, edit: Edit) -> Result<Result<()>, sq
         } => {
             sqlx::query(
                 "INSERT INTO larder_generation \
-                     (id, version, pool, holder, manifest, created_at, revised_at, renewed_at, expires_at) \
-                 SELECT ?1, ?2, ?3, ?4, ?5, now, now, now, now + ?6 \
+                     (id, version, pool, holder, manifest, created_at, renewed_at, expires_at) \
+                 SELECT ?1, ?2, ?3, ?4, ?5, now, now, now + ?6 \
                  FROM (SELECT CAST(unixepoch('subsec') * 1000 AS INTEGER) AS now)",
             )
             .bind(id)
             .bind(version)
             .bind(pool)
             .bind(holder)
-            .bind(manifest)
-            .bind(millis(ttl))
-            .execute(conn)
-            .await?;
-        }
-        Edit::Revise { id, manifest, ttl } => {
-            sqlx::query(
-                "UPDATE larder_generation \
-                 SET manifest = ?2, revised_at = now, renewed_at = now, expires_at = now + ?3 \
-                 FROM (SELECT CAST(unixepoch('subsec') * 1000 AS INTEGER) AS now) WHERE id = ?1",
-            )
-            .bind(id)
             .bind(manifest)
             .bind(millis(ttl))
             .execute(conn)

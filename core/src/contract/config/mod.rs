@@ -114,6 +114,19 @@ impl Config {
         self.with(Rank::CommandLine, entries)
     }
 
+    /// This configuration with another pool: what [`Pool::description`](crate::Pool::description) says of it, and everything
+    /// else as it is.
+    pub fn with_pool(&self, description: &str) -> Result<Self> {
+        self.clone().with(
+            Rank::CommandLine,
+            [Entry::new(
+                "url",
+                description,
+                "the pool of another generation",
+            )],
+        )
+    }
+
     /// What all layers together say.
     ///
     /// Fails if none of them names a backend.

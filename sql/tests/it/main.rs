@@ -1,0 +1,6 @@
+//! Both databases, for real: a cluster of PostgreSQL and files of SQLite, each test with a database of its own.
+
+mod conformance;
+mod databases;
+mod postgres;
+mod sqlite;
