@@ -27,7 +27,7 @@ use arc_swap::ArcSwap;
 use serde::Serialize;
 
 use enter::is_private;
-pub(crate) use enter::{Entrant, holder};
+pub(crate) use enter::{Entrant, holder, registered_pool};
 pub(crate) use manifest::{Listed, Manifest};
 
 use crate::contract::{Backend, Error, ErrorKind, Pool, Prefix, Result};
@@ -227,7 +227,7 @@ impl Generations {
         rt: Rt,
         switches: Switches,
     ) -> Result<Self> {
-        let pools = HashMap::from([(backend.pool().description, backend)]);
+        let pools = HashMap::from([(entrant.pool.description.clone(), backend)]);
         let generations = Self {
             standing: ArcSwap::from_pointee(Standing::of(Prefix::random())),
             targets: ArcSwap::from_pointee(Targets::none()),

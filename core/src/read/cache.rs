@@ -19,7 +19,7 @@ use crate::contract::{
     Backend, Error, ErrorKind, Key, Prefix, PrefixSettings, Result, ServerCheck,
 };
 use crate::entry::Dictionary;
-use crate::generation::{Entrant, Generations, Manifest, OpenPool, holder};
+use crate::generation::{Entrant, Generations, Manifest, OpenPool, holder, registered_pool};
 use crate::stats::{CacheStats, Tally};
 use crate::switches::{Mechanism, Switches};
 use crate::write::{self, Backlog, LINKED, Outbox, Plans, Register, RegisterDataset, Writes};
@@ -666,7 +666,7 @@ impl<S: Source> CacheBuilder<S> {
                         Some(version) => version,
                         None => program_hash(self.rt).await?,
                     },
-                    pool: backend.pool(),
+                    pool: registered_pool(&backend.pool()),
                     holder: holder(),
                     manifest,
                     bounded: self.bounded,
