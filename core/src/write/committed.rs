@@ -21,7 +21,6 @@ pub struct Committed {
 
 /// Whether what a write made stale is gone.
 #[derive(Clone, Debug)]
-#[non_exhaustive]
 pub enum Flush {
     /// Every owner of every key in every live generation has confirmed: no reader that begins now is given what was
     /// before.
