@@ -182,14 +182,19 @@ async fn keep_registered<S: Source>(shared: Weak<Shared<S>>, pause: Pause) {
 /// Delivers what waits in the outbox for anybody, until the cache is gone.
 async fn keep_relaying<S: Source>(shared: Weak<Shared<S>>, pause: Pause) {
     let mut sweeping = Timer::new(pause.rt, SWEEP);
-    while let Some(()) = pause.until(pause.rt.sleep(jittered(POLL))).await {
+    let mut next = POLL;
+    while let Some(()) = pause.until(pause.rt.sleep(jittered(next))).await {
         let Some(shared) = shared.upgrade() else {
             return;
         };
         let Some(outbox) = &shared.writes.outbox else {
             return;
         };
-        report("the outbox", relay(&shared, &**outbox).await);
+        next = match report("the outbox", relay(&shared, &**outbox).await) {
+            // Another process may reach what this one can't: it comes first.
+            Some(Relayed::InPart) => 2 * POLL,
+            Some(Relayed::All) | None => POLL,
+        };
         if sweeping.is_due(pause.rt) {
             report("the outbox", sweep(&shared, &**outbox).await);
         }
@@ -320,10 +325,13 @@ async fn retry<S: Source>(shared: &Arc<Shared<S>>, which: impl Fn(&Waiting) -> b
 }
 
 /// Delivers rows of the outbox that are due, whoever wrote them.
-async fn relay<S: Source>(shared: &Arc<Shared<S>>, outbox: &dyn Outbox<S::Conn>) -> Result<()> {
+async fn relay<S: Source>(
+    shared: &Arc<Shared<S>>,
+    outbox: &dyn Outbox<S::Conn>,
+) -> Result<Relayed> {
     let rows = outbox.claim(ROWS, HOLD, POLL.mul_f64(0.9)).await?;
     if rows.is_empty() {
-        return Ok(());
+        return Ok(Relayed::All);
     }
     let mut readable = Vec::new();
     for row in rows {
@@ -365,11 +373,21 @@ async fn relay<S: Source>(shared: &Arc<Shared<S>>, outbox: &dyn Outbox<S::Conn>)
         tracing::warn!(%cause, "rows of the outbox couldn't be delivered; they are tried again");
     }
     outbox.done(&done).await?;
+    let relayed = match rest.is_empty() {
+        true => Relayed::All,
+        false => Relayed::InPart,
+    };
     for (row, left) in rest {
         let pause = later(shared, &row);
         outbox.put_off(row.id, &left.text(), pause).await?;
     }
-    Ok(())
+    Ok(relayed)
+}
+
+/// Whether all that was claimed was delivered.
+enum Relayed {
+    All,
+    InPart,
 }
 
 /// Rows and what they say.
@@ -401,12 +419,12 @@ async fn behind_their_bases<C: ?Sized + 'static>(
     Ok(rows.into_iter().partition(|(_, stale)| !waits(stale)))
 }
 
-/// When a row is tried again that was claimed so often: after 1 s, doubling up to 5 s, so that those of other servers get
+/// When a row is tried again that was claimed so often: after 1 s, then 2 s, then 3 s, so that those of other servers get
 /// their turn, and a server that is back hasn't long to wait.
 fn later<S: Source>(shared: &Shared<S>, row: &Row) -> Duration {
     match shared.without(Mechanism::RowBackoff) {
         true => Duration::ZERO,
-        false => Duration::from_secs(1) * 2_u32.pow(row.attempts.min(3)).min(5),
+        false => Duration::from_secs(1) * (row.attempts + 1).min(3),
     }
 }
 

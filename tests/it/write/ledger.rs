@@ -223,7 +223,7 @@ impl Database {
         self.0.tables.lock().unwrap()
     }
 
-    fn next(&self) -> u64 {
+    pub(super) fn next(&self) -> u64 {
         self.0.next.fetch_add(1, Ordering::Relaxed)
     }
 

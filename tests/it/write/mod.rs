@@ -2,6 +2,7 @@
 
 mod commits;
 mod ledger;
+mod ledger_conforms;
 mod office;
 mod outages;
 mod outbox;
