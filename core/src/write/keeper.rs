@@ -182,18 +182,19 @@ async fn keep_registered<S: Source>(shared: Weak<Shared<S>>, pause: Pause) {
 /// Delivers what waits in the outbox for anybody, until the cache is gone.
 async fn keep_relaying<S: Source>(shared: Weak<Shared<S>>, pause: Pause) {
     let mut sweeping = Timer::new(pause.rt, SWEEP);
-    let mut next = POLL;
-    while let Some(()) = pause.until(pause.rt.sleep(jittered(next))).await {
+    let mut polls = 1;
+    while let Some(()) = pause.until(pause.rt.sleep(jittered(POLL * polls))).await {
         let Some(shared) = shared.upgrade() else {
             return;
         };
         let Some(outbox) = &shared.writes.outbox else {
             return;
         };
-        next = match report("the outbox", relay(&shared, &**outbox).await) {
-            // Another process may reach what this one can't: it comes first.
-            Some(Relayed::InPart) => 2 * POLL,
-            Some(Relayed::All) | None => POLL,
+        let relayed = report("the outbox", relay(&shared, &**outbox).await);
+        // What couldn't be delivered from here is left to others, who come later than whoever has just looked.
+        polls = match relayed {
+            Some(false) => 3,
+            _ => 1,
         };
         if sweeping.is_due(pause.rt) {
             report("the outbox", sweep(&shared, &**outbox).await);
@@ -324,14 +325,14 @@ async fn retry<S: Source>(shared: &Arc<Shared<S>>, which: impl Fn(&Waiting) -> b
     }
 }
 
-/// Delivers rows of the outbox that are due, whoever wrote them.
+/// Delivers rows of the outbox that are due, whoever wrote them; `false` if some couldn't be delivered.
 async fn relay<S: Source>(
     shared: &Arc<Shared<S>>,
     outbox: &dyn Outbox<S::Conn>,
-) -> Result<Relayed> {
+) -> Result<bool> {
     let rows = outbox.claim(ROWS, HOLD, POLL.mul_f64(0.9)).await?;
     if rows.is_empty() {
-        return Ok(Relayed::All);
+        return Ok(true);
     }
     let mut readable = Vec::new();
     for row in rows {
@@ -373,21 +374,12 @@ async fn relay<S: Source>(
         tracing::warn!(%cause, "rows of the outbox couldn't be delivered; they are tried again");
     }
     outbox.done(&done).await?;
-    let relayed = match rest.is_empty() {
-        true => Relayed::All,
-        false => Relayed::InPart,
-    };
+    let is_all = rest.is_empty();
     for (row, left) in rest {
         let pause = later(shared, &row);
         outbox.put_off(row.id, &left.text(), pause).await?;
     }
-    Ok(relayed)
-}
-
-/// Whether all that was claimed was delivered.
-enum Relayed {
-    All,
-    InPart,
+    Ok(is_all)
 }
 
 /// Rows and what they say.
@@ -419,12 +411,12 @@ async fn behind_their_bases<C: ?Sized + 'static>(
     Ok(rows.into_iter().partition(|(_, stale)| !waits(stale)))
 }
 
-/// When a row is tried again that was claimed so often: after 1 s, then 2 s, then 3 s, so that those of other servers get
-/// their turn, and a server that is back hasn't long to wait.
+/// When a row is tried again that was claimed so often: after 1 s, 2 s, 3 s from then on, so that those of other servers
+/// get their turn, and a server that is back hasn't long to wait.
 fn later<S: Source>(shared: &Shared<S>, row: &Row) -> Duration {
     match shared.without(Mechanism::RowBackoff) {
         true => Duration::ZERO,
-        false => Duration::from_secs(1) * (row.attempts + 1).min(3),
+        false => Duration::from_secs(1) * row.attempts.saturating_add(1).min(3),
     }
 }
 
