@@ -337,11 +337,13 @@ impl<S: Source> Cache<S> {
     /// Begins anew: every live generation ends, and every process registers another one, with an empty cache.
     ///
     /// For after a restore of the database to an earlier state, when what is cached is newer than what is true. In SQL it
-    /// is `DELETE FROM larder_generation`. Other processes notice when they renew their registration, within 10 s.
+    /// is `DELETE FROM larder_generation`. Other processes notice when they look at
+    /// the register again, within 2 s.
     ///
     /// # Errors
     ///
-    /// If the source has no [outbox](Source::outbox), or the database can't be asked.
+    /// If the source has no [outbox](Source::outbox), the database can't be asked, or transactions stay open that hold their
+    /// generations.
     pub async fn rotate(&self) -> Result<()> {
         self.shared.generations.rotate().await
     }

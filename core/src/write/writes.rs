@@ -104,6 +104,7 @@ impl<S: Source> Writes<S> {
         tally: Option<&Arc<Tally>>,
     ) -> Flush {
         if stale.is_empty() {
+            shared.writes.lock_done().extend(rows);
             return Flush::Fresh;
         }
         let trips = shared.writes.counters.trips(tally);
