@@ -18,6 +18,8 @@ pub enum Mechanism {
     Activation,
     /// A data set is cached only while every live generation can flush it.
     ManifestRule,
+    /// What a generation couldn't flush is given up when it ends.
+    PurgeAtEnd,
     /// Every live generation is flushed; without it only the own.
     EveryGeneration,
     /// A generation is used for reading only within its registration.

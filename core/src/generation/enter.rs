@@ -1,6 +1,9 @@
 //! Entering the register: joining a generation, or minting one.
 
+use std::collections::BTreeSet;
+
 use crate::contract::{Error, ErrorKind, Pool, Prefix, Reach, Result};
+use crate::switches::{Mechanism, Switches};
 use crate::write::{Edit, Generation, Register, Registered};
 
 use super::{Listed, Manifest, REGISTRATION};
@@ -14,6 +17,7 @@ pub(crate) struct Entrant {
     pub(crate) manifest: Manifest,
     /// A private store is allowed beside other processes, whose flushes don't reach it.
     pub(crate) bounded: bool,
+    pub(crate) switches: Switches,
 }
 
 impl Entrant {
@@ -26,29 +30,26 @@ impl Entrant {
         self.pool.reach == Reach::Process
     }
 
-    /// Joins the live generation of this version and pool, or mints one; answers its id.
-    pub(super) async fn enter(&self, register: &dyn Register) -> Result<String> {
-        let mut id = String::new();
+    /// Joins the live generation of this version and pool, or mints one; answers its id, and whether it did.
+    pub(super) async fn enter(&self, register: &dyn Register) -> Result<(String, bool)> {
+        let mut entered = (String::new(), false);
         let mut decide = |registered: &Registered| {
-            let (chosen, edits) = self.decide(registered)?;
-            id = chosen;
+            let (id, edits) = self.decide(registered)?;
+            let is_minted = (edits.iter()).any(|edit| matches!(edit, Edit::Mint { .. }));
+            entered = (id, is_minted);
             Ok(edits)
         };
         register.edit(&mut decide).await?;
-        Ok(id)
+        Ok(entered)
     }
 
     fn decide(&self, registered: &Registered) -> Result<(String, Vec<Edit>)> {
-        let mut edits = Vec::new();
-        let mut live = Vec::new();
-        for generation in &registered.generations {
-            match generation.left.is_zero() || is_dead(&generation.holder, &generation.pool) {
-                true => edits.push(Edit::Delete {
-                    id: generation.id.clone(),
-                }),
-                false => live.push(generation),
-            }
-        }
+        let is_over = |generation: &Generation| {
+            generation.left.is_zero() || is_dead(&generation.holder, &generation.pool)
+        };
+        let mut edits = end(registered, is_over, self.switches);
+        let generations = registered.generations.iter();
+        let live: Vec<&Generation> = generations.filter(|known| !is_over(known)).collect();
         self.check_private(&live)?;
         let mut manifest = self.manifest.clone();
         for same in live.iter().filter(|generation| self.is_same(generation)) {
@@ -155,6 +156,44 @@ impl Entrant {
             listed.lasting = Some(epoch.unwrap_or_else(|| Prefix::random().to_string()));
         }
         manifest
+    }
+}
+
+/// Ends generations, and gives up what is cached of data sets that one of them couldn't flush: those who stopped reading them
+/// for its sake begin again, and its writes flushed nothing of them.
+pub(super) fn end(
+    registered: &Registered,
+    is_over: impl Fn(&Generation) -> bool,
+    switches: Switches,
+) -> Vec<Edit> {
+    let (over, live): (Vec<&Generation>, Vec<&Generation>) = registered
+        .generations
+        .iter()
+        .partition(|known| is_over(known));
+    let live: Vec<Manifest> = live
+        .iter()
+        .map(|known| Manifest::of_text(&known.manifest))
+        .collect();
+    let mut edits = Vec::new();
+    let mut unflushed = BTreeSet::new();
+    for generation in over {
+        let manifest = Manifest::of_text(&generation.manifest);
+        unflushed.extend(live.iter().flat_map(|live| manifest.cant_flush(live)));
+        edits.push(Edit::Delete {
+            id: generation.id.clone(),
+        });
+    }
+    if !switches.is_off(Mechanism::PurgeAtEnd) {
+        edits.extend(unflushed.into_iter().map(purge));
+    }
+    edits
+}
+
+/// Gives up what is cached of this data set.
+pub(super) fn purge(accessor: &str) -> Edit {
+    Edit::Purge {
+        accessor: accessor.to_owned(),
+        epoch: Prefix::random().to_string(),
     }
 }
 

@@ -97,11 +97,12 @@ impl Manifest {
         }
     }
 
-    /// Whether a writer of this manifest finds every key of what the other one caches.
-    pub(super) fn can_flush(&self, other: &Self) -> bool {
+    /// The accessors of the other one whose keys a writer of this manifest doesn't find.
+    pub(super) fn cant_flush<'o>(&self, other: &'o Self) -> impl Iterator<Item = &'o str> {
         let flushed = other.accessors.iter().filter(|(_, theirs)| theirs.flushed);
-        let mut rules = flushed.map(|(name, theirs)| (self.get(name), &theirs.rule));
-        rules.all(|(ours, rule)| ours.is_some_and(|ours| ours.rule == *rule))
+        let unknown = flushed
+            .filter(|(name, theirs)| self.get(name).is_none_or(|ours| ours.rule != theirs.rule));
+        unknown.map(|(name, _)| name.as_str())
     }
 
     /// The accessors in this that the other one hasn't, by the entities that flush them.

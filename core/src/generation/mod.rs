@@ -32,7 +32,7 @@ pub(crate) use manifest::{Listed, Manifest};
 
 use crate::contract::{Backend, Error, ErrorKind, Pool, Prefix, Result};
 use crate::switches::Switches;
-use crate::write::{Edit, Generation, Purge, Register, Registered};
+use crate::write::{Edit, Generation, Purge, Register, Registered, answered};
 use crate::{Mechanism, Rt};
 
 /// A copy of the register is used for a flush if it isn't older.
@@ -67,6 +67,9 @@ const MANY: usize = 3;
 /// Keys under an epoch that was purged are flushed as well, until nobody can read them any more.
 const PURGED: Duration = REGISTRATION;
 
+/// Stands for all data sets in the list of what was purged: that is what a rotation leaves.
+const EVERYTHING: &str = "*";
+
 /// How often, and how soon again, generations are ended that open transactions hold.
 const ROTATIONS: usize = 50;
 const ROTATION: Duration = Duration::from_millis(100);
@@ -78,6 +81,7 @@ pub(crate) type OpenPool = Box<dyn Fn(&str, Rt) -> Result<Arc<dyn Backend>> + Se
 pub(crate) struct Generations {
     standing: ArcSwap<Standing>,
     targets: ArcSwap<Targets>,
+    member: ArcSwap<Member>,
     registration: Option<Registration>,
     switches: Switches,
     rt: Rt,
@@ -97,8 +101,46 @@ struct Standing {
     until: Option<Duration>,
     /// From when on it is used for reading and filling.
     active_from: Option<Duration>,
-    /// From when on it may commit.
+}
+
+/// As what this process may commit: all of it is of one look at the register.
+#[derive(Default)]
+pub(crate) struct Member {
+    /// The generation under which outbox rows are put; none while this process isn't registered.
+    pub(crate) id: Option<String>,
+    /// From when on it may commit, by the clock that counts suspension.
     commits_from: Option<Duration>,
+    /// Accessors that the generation's manifest has and this program hasn't, by the entity they watch.
+    lacking: HashMap<String, Vec<String>>,
+}
+
+impl Member {
+    /// Why changes of these entities can't be committed now.
+    pub(crate) fn objection<'e>(
+        &self,
+        entities: impl Iterator<Item = &'e str>,
+        rt: Rt,
+    ) -> Option<Error> {
+        let anew = || {
+            Error::new(
+                ErrorKind::Unavailable,
+                "this process is registering anew, and can't commit changes yet; roll back and try again",
+            )
+        };
+        if self.id.is_none() || self.commits_from.is_some_and(|from| rt.awake() < from) {
+            return Some(anew());
+        }
+        let mut lacking = entities.filter_map(|entity| Some((entity, self.lacking.get(entity)?)));
+        let (entity, lacking) = lacking.next()?;
+        Some(Error::new(
+            ErrorKind::Config,
+            format!(
+                "this program can't commit changes of `{entity}`: it isn't linked with {}, which another process of its \
+                 version caches; name the crate that has them: `larder::link!(that_crate);`",
+                list(lacking)
+            ),
+        ))
+    }
 }
 
 /// Why an accessor is read past the store.
@@ -123,8 +165,6 @@ struct Targets {
     all: Arc<[Target]>,
     /// The longest time for which anything that any of them caches may be served.
     longest_ttl: Option<Duration>,
-    /// Accessors that the own generation's manifest has and this program hasn't, by the entity they watch.
-    lacking: HashMap<String, Vec<String>>,
     live: Vec<LiveGeneration>,
 }
 
@@ -186,8 +226,7 @@ struct Registration {
     register: Arc<dyn Register>,
     entrant: Entrant,
     id: ArcSwap<String>,
-    /// When it was known to be registered.
-    entered: Mutex<Duration>,
+    entered: Mutex<Entered>,
     /// When each purge was known, by its epoch.
     seen: Mutex<HashMap<String, Duration>>,
     pools: Mutex<HashMap<String, Arc<dyn Backend>>>,
@@ -218,6 +257,7 @@ impl Generations {
                 all: Arc::new([target]),
                 ..Targets::none()
             }),
+            member: ArcSwap::default(),
             registration: None,
             switches,
             rt,
@@ -237,6 +277,7 @@ impl Generations {
         let generations = Self {
             standing: ArcSwap::from_pointee(Standing::of(Prefix::random())),
             targets: ArcSwap::from_pointee(Targets::none()),
+            member: ArcSwap::default(),
             registration: Some(Registration {
                 register,
                 entrant,
@@ -287,13 +328,6 @@ impl Generations {
         self.standing.load().prefix
     }
 
-    /// The id of the registered generation, under which outbox rows are put.
-    pub(crate) fn id(&self) -> Option<Arc<String>> {
-        self.registration
-            .as_ref()
-            .map(|registration| registration.id.load_full())
-    }
-
     /// Where to flush what is committed by now: asks the register if what is known is older than [`FRESH`].
     pub(crate) async fn targets(&self) -> Result<Arc<[Target]>> {
         let Some(registration) = &self.registration else {
@@ -302,7 +336,7 @@ impl Generations {
         if !self.knows(FRESH) && !self.switches.is_off(Mechanism::RegisterAfterCommit) {
             let _asking = registration.asking.lock().await;
             if !self.knows(FRESH) {
-                self.ask(registration).await?;
+                self.ask_now(registration).await?;
             }
         }
         Ok(Arc::clone(&self.targets.load().all))
@@ -314,25 +348,19 @@ impl Generations {
 
     /// Waits until this generation may commit: longer than others may use a copy of the register without it.
     pub(crate) async fn may_commit(&self) {
-        let from = self.standing.load().commits_from;
-        let wait = from.map(|from| from.saturating_sub(self.rt.awake()));
-        if let Some(wait) = wait.filter(|wait| !wait.is_zero()) {
-            self.rt.sleep(wait).await;
+        loop {
+            let from = self.member.load().commits_from;
+            let wait = from.map(|from| from.saturating_sub(self.rt.awake()));
+            match wait.filter(|wait| !wait.is_zero()) {
+                Some(wait) => self.rt.sleep(wait).await,
+                None => return,
+            }
         }
     }
 
-    /// Why changes of this entity can't be committed here: its data sets that this program lacks.
-    pub(crate) fn lacking(&self, entity: &str) -> Option<Error> {
-        let targets = self.targets.load();
-        let lacking = targets.lacking.get(entity)?;
-        Some(Error::new(
-            ErrorKind::Config,
-            format!(
-                "this program can't commit changes of `{entity}`: it isn't linked with {}, which another process of its \
-                 version caches; name the crate that has them: `larder::link!(that_crate);`",
-                list(lacking)
-            ),
-        ))
+    /// As what a transaction commits that is checked now; `None` without a database.
+    pub(crate) fn member(&self) -> Option<Arc<Member>> {
+        self.registration.as_ref().map(|_| self.member.load_full())
     }
 
     /// Renews the registration, and reads the register: to be called more often than every [`FRESH`].
@@ -342,11 +370,11 @@ impl Generations {
         let Some(registration) = &self.registration else {
             return Ok(());
         };
-        let _asking = registration.asking.lock().await;
         let register = &registration.register;
         if renew {
             let id = registration.id.load_full();
-            if !register.renew(&id, REGISTRATION, RENEWED).await? {
+            let renewed = register.renew(&id, REGISTRATION, RENEWED);
+            if !answered(self.rt, renewed).await? {
                 return self.enter_anew().await;
             }
         }
@@ -356,12 +384,13 @@ impl Generations {
             // cached.
             Found::OthersOver if renew => {
                 let mut decide = |registered: &Registered| {
-                    let generations = registered.generations.iter();
-                    let over = generations.filter(|known| known.left.is_zero());
-                    let ids = over.map(|known| known.id.clone());
-                    Ok(ids.map(|id| Edit::Delete { id }).collect())
+                    Ok(enter::end(
+                        registered,
+                        |known| known.left.is_zero(),
+                        self.switches,
+                    ))
                 };
-                register.edit(&mut decide).await?;
+                answered(self.rt, register.edit(&mut decide)).await?;
                 self.ask(registration).await.map(drop)
             }
             Found::OthersOver | Found::Live => Ok(()),
@@ -394,7 +423,6 @@ impl Generations {
                 ),
             ));
         };
-        let _asking = registration.asking.lock().await;
         let mut decide = |registered: &Registered| {
             let recent = |purge: &&Purge| purge.accessor == accessor && purge.age < PURGED;
             if let Some(purge) = registered.purges.iter().find(recent) {
@@ -407,12 +435,9 @@ impl Generations {
                     ),
                 ));
             }
-            Ok(vec![Edit::Purge {
-                accessor: accessor.to_owned(),
-                epoch: Prefix::random().to_string(),
-            }])
+            Ok(vec![enter::purge(accessor)])
         };
-        registration.register.edit(&mut decide).await?;
+        answered(self.rt, registration.register.edit(&mut decide)).await?;
         self.ask(registration).await.map(drop)
     }
 
@@ -427,24 +452,24 @@ impl Generations {
         };
         let mut ended: Option<HashSet<String>> = None;
         for _ in 0..ROTATIONS {
-            let asking = registration.asking.lock().await;
             let mut decide = |registered: &Registered| {
                 let ids = registered.generations.iter().map(|live| live.id.clone());
                 // Those that are registered from now on know what is true.
                 let ended = ended.get_or_insert_with(|| ids.collect());
                 let ids = ended.iter().cloned();
-                Ok(ids.map(|id| Edit::Delete { id }).collect())
+                // Until nobody can read what they have left, nobody commits.
+                let edits = ids.map(|id| Edit::Delete { id });
+                Ok(edits.chain([enter::purge(EVERYTHING)]).collect())
             };
-            registration.register.edit(&mut decide).await?;
-            let left = registration.register.read().await?.generations;
+            answered(self.rt, registration.register.edit(&mut decide)).await?;
+            let left = answered(self.rt, registration.register.read()).await?;
             let is_left = |known: &Generation| {
                 let ended = ended.as_ref();
                 ended.is_some_and(|ended| ended.contains(&known.id))
             };
-            if !left.iter().any(is_left) {
+            if !left.generations.iter().any(is_left) {
                 return self.enter_anew().await;
             }
-            drop(asking);
             self.rt.sleep(ROTATION).await;
         }
         Err(Error::new(
@@ -460,8 +485,15 @@ impl Generations {
         };
         if registration.entrant.is_private() {
             let id = registration.id.load_full();
-            let mut decide = |_: &Registered| Ok(vec![Edit::Delete { id: (*id).clone() }]);
-            if let Err(error) = registration.register.edit(&mut decide).await {
+            let mut decide = |registered: &Registered| {
+                Ok(enter::end(
+                    registered,
+                    |known| known.id == *id,
+                    self.switches,
+                ))
+            };
+            let edit = registration.register.edit(&mut decide);
+            if let Err(error) = answered(self.rt, edit).await {
                 tracing::debug!(%error, "the registration wasn't ended; it ends by itself");
             }
         }
@@ -486,15 +518,29 @@ impl Generations {
         let Some(registration) = &self.registration else {
             return Ok(());
         };
-        let id = registration.entrant.enter(&*registration.register).await?;
-        registration.id.store(Arc::new(id));
-        *registration.lock_entered() = self.rt.awake();
-        self.ask(registration).await.map(drop)
+        let entered = registration.entrant.enter(&*registration.register);
+        let (id, is_minted) = answered(self.rt, entered).await?;
+        {
+            let _asking = registration.asking.lock().await;
+            *registration.lock_entered() = Entered {
+                at: self.rt.awake(),
+                is_minted,
+            };
+            registration.id.store(Arc::new(id));
+            self.ask_now(registration).await?;
+        }
+        Ok(())
     }
 
     async fn ask(&self, registration: &Registration) -> Result<Found> {
+        let _asking = registration.asking.lock().await;
+        self.ask_now(registration).await
+    }
+
+    /// Reads the register, and understands it. One at a time: what was read first mustn't be understood last.
+    async fn ask_now(&self, registration: &Registration) -> Result<Found> {
         let sent = self.rt.awake();
-        let registered = registration.register.read().await?;
+        let registered = answered(self.rt, registration.register.read()).await?;
         let asked = Asked {
             sent,
             answered: self.rt.awake(),
@@ -505,8 +551,18 @@ impl Generations {
             own.left.is_zero() || registration.entrant.should_move(own, &registered)
         });
         let others_over = (registered.generations.iter()).any(|known| known.left.is_zero());
-        let (standing, targets) = registration.understand(asked, &registered, own, self.rt);
+        let understood = registration.understand(asked, &registered, own, self.rt);
+        let Understood {
+            standing,
+            targets,
+            member,
+        } = understood;
         self.targets.store(Arc::new(targets));
+        self.member.store(Arc::new(match is_over {
+            true => Member::default(),
+            false => member,
+        }));
+        registration.close_pools_but(&registered, self.rt);
         let reads_on = self.switches.is_off(Mechanism::Registration);
         match is_over {
             true if reads_on => {}
@@ -525,6 +581,21 @@ impl Generations {
             (false, false) => Found::Live,
         })
     }
+}
+
+/// When this process was known to be registered.
+#[derive(Clone, Copy, Default)]
+struct Entered {
+    at: Duration,
+    /// Whether it registered the generation itself.
+    is_minted: bool,
+}
+
+/// What follows from one look at the register.
+struct Understood {
+    standing: Standing,
+    targets: Targets,
+    member: Member,
 }
 
 /// What became of registrations.
@@ -552,7 +623,7 @@ impl Registration {
         registered: &Registered,
         own: Option<&Generation>,
         rt: Rt,
-    ) -> (Standing, Targets) {
+    ) -> Understood {
         let entrant = &self.entrant;
         let is_on = |mechanism| !self.switches.is_off(mechanism);
         let mut standing = Standing::of(Prefix::random());
@@ -560,6 +631,7 @@ impl Registration {
             at: asked.sent,
             ..Targets::none()
         };
+        let mut member = Member::default();
         let mut all = Vec::new();
         let mut agrees = true;
         for generation in &registered.generations {
@@ -581,10 +653,11 @@ impl Registration {
                 // A moment that may have come is taken for one that has.
                 standing.until =
                     is_on(Mechanism::Registration).then(|| asked.sent + left.min(TRUSTED));
-                targets.lacking = manifest.lacking(&entrant.manifest);
+                member.id = Some(generation.id.clone());
+                member.lacking = manifest.lacking(&entrant.manifest);
             }
             targets.longest_ttl = targets.longest_ttl.max(manifest.longest_ttl());
-            agrees &= is_own || entrant.manifest.can_flush(&manifest);
+            agrees &= is_own || entrant.manifest.cant_flush(&manifest).next().is_none();
             for (name, listed) in entrant.manifest.accessors() {
                 if is_on(Mechanism::ManifestRule)
                     && let Some(uncached) = manifest.objection(name, listed, &generation.version)
@@ -625,7 +698,7 @@ impl Registration {
                 true => ACTIVATION,
                 false => DISAGREEING,
             };
-            standing.commits_from = after(waits, age);
+            member.commits_from = after(waits, age);
         }
         let mut seen = self.lock_seen();
         seen.retain(|epoch, _| registered.purges.iter().any(|purge| purge.epoch == *epoch));
@@ -635,27 +708,33 @@ impl Registration {
                 true => purge.age.min(asked.answered.saturating_sub(*first)),
                 false => purge.age,
             };
-            if let Some(from) = after(ACTIVATION, age) {
+            if purge.accessor == EVERYTHING {
+                // Somebody may still read what a rotation has ended.
+                member.commits_from = member.commits_from.max(after(DISAGREEING, age));
+            } else if let Some(from) = after(ACTIVATION, age) {
                 standing.purged.insert(purge.accessor.clone(), from);
             }
         }
         targets.all = all.into();
         self.warn_of_many(&targets.live);
-        (standing, targets)
+        Understood {
+            standing,
+            targets,
+            member,
+        }
     }
 
     /// How long every reader of the register has found this generation there. A row is as old as its insertion, and nobody
     /// sees it before that is committed, which may be some seconds later.
     fn age(&self, own: &Generation, asked: Asked) -> Duration {
-        match own.age < SETTLED {
-            true => own
-                .age
-                .min(asked.answered.saturating_sub(*self.lock_entered())),
+        let entered = *self.lock_entered();
+        match entered.is_minted || own.age < SETTLED {
+            true => own.age.min(asked.answered.saturating_sub(entered.at)),
             false => own.age,
         }
     }
 
-    fn lock_entered(&self) -> std::sync::MutexGuard<'_, Duration> {
+    fn lock_entered(&self) -> std::sync::MutexGuard<'_, Entered> {
         self.entered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -682,6 +761,21 @@ impl Registration {
         }
     }
 
+    /// Closes the pools of generations that are gone.
+    fn close_pools_but(&self, registered: &Registered, rt: Rt) {
+        let is_live = |pool: &String| {
+            let mut live = registered.generations.iter();
+            *pool == self.entrant.pool.description || live.any(|known| known.pool == *pool)
+        };
+        let gone: Vec<_> = self
+            .lock_pools()
+            .extract_if(|pool, _| !is_live(pool))
+            .collect();
+        for (_, pool) in gone {
+            rt.spawn_if_running(async move { pool.close(REGISTRATION).await });
+        }
+    }
+
     fn pool(&self, description: &str, rt: Rt) -> Result<Arc<dyn Backend>> {
         let mut pools = self.lock_pools();
         if let Some(pool) = pools.get(description) {
@@ -703,7 +797,6 @@ impl Targets {
             at: Duration::ZERO,
             all: Arc::new([]),
             longest_ttl: None,
-            lacking: HashMap::new(),
             live: Vec::new(),
         }
     }
@@ -718,7 +811,6 @@ impl Standing {
             purged: HashMap::new(),
             until: None,
             active_from: None,
-            commits_from: None,
         }
     }
 

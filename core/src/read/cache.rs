@@ -672,6 +672,7 @@ impl<S: Source> CacheBuilder<S> {
                     holder: holder(),
                     manifest,
                     bounded: self.bounded,
+                    switches: self.switches,
                 };
                 let open = self.open_pool.unwrap_or_else(|| Box::new(cant_open));
                 let outbox: Arc<dyn Outbox<S::Conn>> = Arc::clone(outbox);

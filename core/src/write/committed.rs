@@ -94,11 +94,21 @@ impl Pending {
 
 impl Deliver {
     pub(super) fn delivered(&self) {
-        self.0.send_replace(State::Delivered);
+        self.end(State::Delivered);
     }
 
     pub(super) fn give_up(&self) {
-        self.0.send_replace(State::GivenUp);
+        self.end(State::GivenUp);
+    }
+
+    fn end(&self, end: State) {
+        self.0.send_if_modified(|state| {
+            let waits = *state == State::Waiting;
+            if waits {
+                *state = end;
+            }
+            waits
+        });
     }
 }
 

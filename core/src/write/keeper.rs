@@ -39,10 +39,10 @@ const POLL: Duration = Duration::from_secs(1);
 const HOLD: Duration = Duration::from_secs(5);
 
 /// Rows that are relayed together.
-const ROWS: usize = 200;
+const ROWS: usize = 500;
 
 /// Rows that are looked at, or asked for, at once.
-const MANY_ROWS: usize = 10 * ROWS;
+const MANY_ROWS: usize = 4 * ROWS;
 
 /// How often rows that nobody needs any more are looked for.
 const SWEEP: Duration = Duration::from_secs(60);

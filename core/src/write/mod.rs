@@ -29,5 +29,6 @@ pub use tx::Tx;
 pub(crate) use keeper::{finish, start};
 pub(crate) use plan::{AccessorPlan, OwnKeys, Plans, Register as RegisterDataset};
 pub(crate) use stale::Stale;
+pub(crate) use store::answered;
 pub(crate) use undelivered::Undelivered;
 pub(crate) use writes::{Own, Writes};

@@ -123,12 +123,10 @@ impl Stale {
         self.levels.iter().flat_map(keys)
     }
 
-    /// The data sets of its keys and queries; one may come more than once.
-    pub(crate) fn accessors(&self) -> impl Iterator<Item = &str> {
-        self.levels.iter().flat_map(|level| {
-            let keys = level.keys.iter().map(|key| key.accessor());
-            keys.chain(level.queries.iter().map(|query| &*query.accessor))
-        })
+    /// The data sets of all but the first keys, so many; one may come more than once.
+    pub(crate) fn accessors_beyond(&self, room: usize) -> impl Iterator<Item = &str> {
+        let keys = self.levels.iter().flat_map(|level| level.keys.iter());
+        keys.skip(room).map(|key| key.accessor())
     }
 
     /// Leaves each key once.

@@ -14,6 +14,7 @@ use super::stale::Stale;
 use super::writes::{Own, Writes};
 use super::{Before, Change, CommitFailure, Entity, LockRow, RowId, Savepoint, Transactional};
 use crate::contract::{Error, ErrorKind, Result};
+use crate::generation::Member;
 use crate::read::{Reader, Route, ScopedReader, Shared, TierKind};
 use crate::{Cache, Mechanism};
 
@@ -52,6 +53,8 @@ pub struct Tx<S: Transactional> {
     refused: Option<Error>,
     /// Whether it was said what changed, or that nothing did.
     said: bool,
+    /// As what it commits, once it was checked.
+    member: Option<Arc<Member>>,
     /// How many savepoints are open.
     depth: u32,
     place: &'static Location<'static>,
@@ -81,6 +84,7 @@ impl<S: Transactional> Cache<S> {
                 entities: BTreeSet::new(),
                 refused: None,
                 said: false,
+                member: None,
                 depth: 0,
                 place,
             })
@@ -303,15 +307,16 @@ impl<S: Transactional> Tx<S> {
         if self.entities.is_empty() {
             return Ok(());
         }
-        let generations = &self.cache.shared.generations;
-        generations.may_commit().await;
-        // What is known of the register may be too old to tell what is lacking here.
-        generations.targets().await?;
-        let lacking = self
-            .entities
-            .iter()
-            .find_map(|entity| generations.lacking(entity));
-        lacking.map_or(Ok(()), Err)
+        // The register isn't asked for it, whose answer would wait for a connection like this one's: what a generation lists
+        // never changes, and the outbox refuses one that is gone.
+        let shared = &self.cache.shared;
+        self.member = shared.generations.member();
+        let entities = self.entities.iter().copied();
+        let objection = self
+            .member
+            .as_ref()
+            .and_then(|member| member.objection(entities, shared.rt));
+        objection.map_or(Ok(()), Err)
     }
 
     fn misused(&self, problem: &str) -> Error {
@@ -328,8 +333,11 @@ impl<S: Transactional> Tx<S> {
     /// writer who sleeps now isn't overtaken by a version to which it is something.
     async fn push(&mut self) -> Result<Vec<RowId>> {
         let shared = &self.cache.shared;
-        let (Some(outbox), Some(generation)) = (&shared.writes.outbox, shared.generations.id())
-        else {
+        let member = self.member.take();
+        let (Some(outbox), Some(generation)) = (
+            &shared.writes.outbox,
+            member.as_ref().and_then(|member| member.id.as_deref()),
+        ) else {
             return Ok(Vec::new());
         };
         if self.entities.is_empty() || shared.without(Mechanism::Outbox) {
@@ -337,7 +345,7 @@ impl<S: Transactional> Tx<S> {
         }
         let rows = self.stale.rows();
         let (outbox, conn) = (Arc::clone(outbox), self.inner());
-        outbox.push(conn, &generation, &rows, GRACE).await
+        outbox.push(conn, generation, &rows, GRACE).await
     }
 
     /// Leaves nothing to be warned about.

@@ -129,22 +129,26 @@ impl<S: Source> Writes<S> {
 
     fn wait_for(&self, mut stale: Stale, rows: Vec<RowId>, cause: Error, now: Instant) -> Pending {
         let (deliver, pending) = Pending::new(cause);
-        let room = match self.waiting() < MANY {
-            true => self.undelivered.room(),
-            false => 0,
+        let is_full = self.waiting() >= MANY;
+        let room = match (is_full, rows.is_empty()) {
+            (true, _) => 0,
+            (false, true) => self.undelivered.room(),
+            // The outbox remembers them; of what is too much, this process holds whole data sets until it is delivered.
+            (false, false) => usize::MAX,
         };
-        if stale.len() > room {
+        if is_full || stale.len() > room {
             // Of what there is no room for, the data sets are read from the source until it has expired.
-            self.forget(&stale, now);
+            let queries = stale.levels().iter().flat_map(|level| &level.queries);
+            let of_queries = queries.map(|query| &*query.accessor).filter(|_| is_full);
+            self.forget(stale.accessors_beyond(room).chain(of_queries), now);
             deliver.give_up();
         }
-        if room == 0 {
+        if is_full {
             return pending;
         }
         stale.truncate(room);
         let hold = self.undelivered.hold(&stale);
         if !rows.is_empty() {
-            // The outbox remembers them.
             stale = Stale::default();
         }
         let mut waiting = self.lock_waiting();
@@ -164,15 +168,15 @@ impl<S: Source> Writes<S> {
         pending
     }
 
-    /// Holds the data sets of these keys until nothing is served any more that was filled by now.
-    fn forget(&self, stale: &Stale, now: Instant) {
+    /// Holds these data sets until nothing is served any more that was filled by now.
+    fn forget<'a>(&self, accessors: impl Iterator<Item = &'a str>, now: Instant) {
         let mut forgotten = self.lock_forgotten();
         let Forgotten { until, holds } = forgotten.get_or_insert_with(|| Forgotten {
             until: now,
             holds: HashMap::new(),
         });
         *until = now + self.plans.longest_ttl();
-        for accessor in stale.accessors() {
+        for accessor in accessors {
             if !holds.contains_key(accessor) {
                 let hold = self.undelivered.hold_accessor(accessor);
                 holds.insert(accessor.to_owned(), hold);

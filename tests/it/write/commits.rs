@@ -156,7 +156,7 @@ async fn a_value_is_filled_only_under_keys_of_its_own_plan() {
 async fn a_change_detaches_the_loads_of_its_keys() {
     let office = Office::new(ON);
     let gate = Gate::new(Arc::clone(&office.store));
-    let office = office.on(Arc::clone(&gate));
+    let office = office.on(Arc::<Gate>::clone(&gate));
     let process = office.process().await;
     gate.set_down(true); // no lease tells what is old
     process.line.loads().close();
@@ -183,7 +183,7 @@ async fn a_load_is_joined_until_its_fill_is_handed_over() {
     async fn schedule(without: Without) -> String {
         let office = Office::new(without);
         let gate = Gate::new(Arc::clone(&office.store));
-        let reader = office.on(Arc::clone(&gate)).process().await;
+        let reader = office.on(Arc::<Gate>::clone(&gate)).process().await;
         let writer = office.process().await;
         let reads = || {
             let reader = reader.clone();
@@ -377,7 +377,7 @@ fn close_waits_for_commits_and_their_flushes() {
     let reader = other.block_on(office.process());
     assert_eq!(other.block_on(reader.name()), "Ada");
     service.block_on(async {
-        let process = office.on(Arc::clone(&gate)).process().await;
+        let process = office.on(Arc::<Gate>::clone(&gate)).process().await;
         gate.arriving_deletes().close();
         drop(tokio::spawn({
             let process = process.clone();
@@ -407,7 +407,7 @@ fn a_runtime_that_stops_between_commit_and_flush_leaves_a_row() {
     let reader = other.block_on(office.process());
     assert_eq!(other.block_on(reader.name()), "Ada");
     service.block_on(async {
-        let process = office.on(Arc::clone(&gate)).process().await;
+        let process = office.on(Arc::<Gate>::clone(&gate)).process().await;
         gate.arriving_deletes().close();
         drop(tokio::spawn(async move { process.rename("Grace").await }));
         gate.arriving_deletes().arrived().await;

@@ -212,6 +212,25 @@ async fn what_the_new_version_dropped_is_not_read_by_the_old_one() {
     }
 }
 
+/// Nor once the new version is gone again: what it wrote was flushed of nothing that it had dropped.
+#[tokio::test(start_paused = true)]
+async fn what_a_version_that_is_gone_could_not_flush_is_given_up() {
+    async fn schedule(without: Without) -> String {
+        let office = Office::new(without);
+        let old = office.process().await;
+        old.name_of("ada@office").await;
+        let new = office
+            .build(|b| b.register::<UserById>().version("2"))
+            .await;
+        fresh(new.rename("Grace").await);
+        new.line.cut(true);
+        tokio::time::sleep(ENDED).await;
+        old.name_of("ada@office").await
+    }
+    let new = "Grace".into();
+    shows(Mechanism::PurgeAtEnd, schedule, new, "Ada".into()).await;
+}
+
 /// The same while the old version can't ask the register, or sleeps: it stops reading before the new one commits.
 #[tokio::test(start_paused = true)]
 async fn a_reader_who_knows_nothing_of_the_new_version_reads_past_the_store() {
