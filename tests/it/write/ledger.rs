@@ -32,9 +32,8 @@ struct Inner {
     /// Told when a transaction has ended.
     ended: Notify,
     next: AtomicU64,
-    /// Commits wait here before they are executed, and here before they are answered.
+    /// Commits wait here before they are executed.
     arriving: Barrier,
-    answered: Barrier,
     /// Whether an outbox row holds its generation, and fails without it.
     foreign_key: AtomicBool,
 }
@@ -104,6 +103,8 @@ struct Undo {
 pub(super) struct Ledger {
     database: Database,
     line: Arc<Line>,
+    /// Whether it has an outbox and a register.
+    remembers: bool,
 }
 
 /// What happens on the way.
@@ -145,7 +146,6 @@ impl Database {
             ended: Notify::new(),
             next: AtomicU64::new(1),
             arriving: Barrier::new(),
-            answered: Barrier::new(),
             foreign_key: AtomicBool::new(true),
         }))
     }
@@ -153,6 +153,7 @@ impl Database {
     /// The way to it of one more process.
     pub(super) fn line(&self) -> Ledger {
         Ledger {
+            remembers: true,
             database: self.clone(),
             line: Arc::new(Line {
                 cut: AtomicBool::new(false),
@@ -172,11 +173,6 @@ impl Database {
     /// Commits wait here before they are executed.
     pub(super) fn arriving_commits(&self) -> &Barrier {
         &self.0.arriving
-    }
-
-    /// Commits that were executed wait here with their answers.
-    pub(super) fn answered_commits(&self) -> &Barrier {
-        &self.0.answered
     }
 
     /// The next commit is refused.
@@ -258,6 +254,14 @@ impl Database {
 }
 
 impl Ledger {
+    /// The same without an outbox: what larder can do alone.
+    pub(super) fn forgetful(self) -> Self {
+        Self {
+            remembers: false,
+            ..self
+        }
+    }
+
     /// Cuts the process off from the database, or connects it again.
     pub(super) fn cut(&self, cut: bool) {
         self.line.cut.store(cut, Ordering::Relaxed);
@@ -405,7 +409,8 @@ impl Source for Ledger {
     }
 
     fn outbox(&self) -> Option<Arc<dyn Outbox<Conn>>> {
-        Some(Arc::new(self.clone()))
+        let outbox: Arc<dyn Outbox<Conn>> = Arc::new(self.clone());
+        self.remembers.then_some(outbox)
     }
 }
 
@@ -442,7 +447,6 @@ impl Transactional for Ledger {
                 return Err(CommitFailure::Unknown(Broken("the answer was lost")));
             }
         }
-        database.0.answered.pass().await;
         Ok(())
     }
 

@@ -3,3 +3,11 @@
 mod commits;
 mod ledger;
 mod office;
+mod outages;
+mod outbox;
+mod pending;
+mod plans;
+mod registration;
+mod requests;
+mod servers;
+mod versions;
