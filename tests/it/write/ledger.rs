@@ -36,6 +36,8 @@ struct Inner {
     arriving: Barrier,
     /// Whether an outbox row holds its generation, and fails without it.
     foreign_key: AtomicBool,
+    /// Whether rows are claimed in the order in which they became due, and not in that of their insertion.
+    claims_by_due: AtomicBool,
 }
 
 type Key = (&'static str, u64);
@@ -73,6 +75,7 @@ struct Registration {
     holder: String,
     manifest: String,
     registered: Instant,
+    renewed: Instant,
     until: Instant,
 }
 
@@ -147,6 +150,7 @@ impl Database {
             next: AtomicU64::new(1),
             arriving: Barrier::new(),
             foreign_key: AtomicBool::new(true),
+            claims_by_due: AtomicBool::new(true),
         }))
     }
 
@@ -196,6 +200,11 @@ impl Database {
         self.0.foreign_key.store(false, Ordering::Relaxed);
     }
 
+    /// From now on rows are claimed in the order of their insertion, whenever they became due.
+    pub(super) fn claim_by_insertion(&self) {
+        self.0.claims_by_due.store(false, Ordering::Relaxed);
+    }
+
     /// The ids of all generations that have a row.
     pub(super) fn generations(&self) -> Vec<String> {
         self.tables().generations.keys().cloned().collect()
@@ -223,7 +232,7 @@ impl Database {
         self.0.tables.lock().unwrap()
     }
 
-    fn next(&self) -> u64 {
+    pub(super) fn next(&self) -> u64 {
         self.0.next.fetch_add(1, Ordering::Relaxed)
     }
 
@@ -506,6 +515,7 @@ impl Register for Ledger {
                         holder,
                         manifest,
                         registered: now,
+                        renewed: now,
                         until: now + ttl,
                     };
                     tables.generations.insert(id, registration);
@@ -532,7 +542,8 @@ impl Register for Ledger {
         let Some(registration) = tables.generations.get_mut(id) else {
             return Ok(false);
         };
-        if registration.until + unless < now + ttl {
+        if now - registration.renewed >= unless {
+            registration.renewed = now;
             registration.until = now + ttl;
         }
         Ok(true)
@@ -588,7 +599,8 @@ impl Outbox<Conn> for Ledger {
             return refuse(NO_TRANSACTION.0);
         };
         if self.database.has_foreign_key() && !tables.generations.contains_key(generation) {
-            return refuse("foreign key: the generation isn't registered");
+            let problem = format!("foreign key: the generation `{generation}` isn't registered");
+            return refuse(&problem);
         }
         tables.referred.push((changes.id, generation.to_owned()));
         let now = Instant::now();
@@ -612,15 +624,23 @@ impl Outbox<Conn> for Ledger {
         if tables.claimed.is_some_and(|at| now - at < interval) {
             return Ok(Vec::new());
         }
-        tables.claimed = Some(now);
-        let due = tables.outbox.iter_mut().filter(|(_, row)| row.due <= now);
+        let by_due = self.database.0.claims_by_due.load(Ordering::Relaxed);
+        let mut due: Vec<(&RowId, &mut Waiting)> = tables.outbox.iter_mut().collect();
+        due.retain(|(_, row)| row.due <= now);
+        if by_due {
+            due.sort_by_key(|(_, row)| row.due);
+        }
         let claim = |(id, row): (&RowId, &mut Waiting)| {
             let claimed = Tables::row(*id, row);
             row.due = now + hold;
             row.attempts += 1;
             claimed
         };
-        Ok(due.take(limit).map(claim).collect())
+        let claimed: Vec<Row> = due.into_iter().take(limit).map(claim).collect();
+        if !claimed.is_empty() {
+            tables.claimed = Some(now);
+        }
+        Ok(claimed)
     }
 
     async fn rows(&self, limit: usize) -> Result<Vec<Row>> {

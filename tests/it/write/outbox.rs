@@ -281,12 +281,16 @@ async fn what_is_derived_waits_for_the_earlier_rows_of_its_commit() {
     assert!(office.database.outbox().is_empty());
 }
 
-/// Hundreds of rows for a server that is away are older than the one that could be delivered.
+/// Hundreds of rows for a server that is away are older than the one that could be delivered. That they are put off, and
+/// that those are claimed first which have been due for the longest time, are each enough.
 #[tokio::test(start_paused = true)]
 async fn rows_of_a_dead_server_hold_up_no_others() {
-    async fn schedule(without: Without) -> String {
+    async fn schedule(without: Without, by_due: bool) -> String {
         let servers = Servers::new("two", &["streams_of"]);
         let office = Office::new(without).on(servers.clone());
+        if !by_due {
+            office.database.claim_by_insertion();
+        }
         let process = office.process().await;
         assert_eq!(process.streams(7).await, "general");
         servers.first().set_down(true);
@@ -305,11 +309,13 @@ async fn rows_of_a_dead_server_hold_up_no_others() {
     }
     shows(
         Mechanism::RowBackoff,
-        schedule,
+        async |without| schedule(without, false).await,
         "lobby".into(),
         "general".into(),
     )
     .await;
+    let neither = Without(Some(Mechanism::RowBackoff));
+    assert_eq!(schedule(neither, true).await, "lobby");
 }
 
 /// The relay of a process that can't reach the pool of another generation leaves the row to one that can.

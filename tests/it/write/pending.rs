@@ -172,7 +172,7 @@ async fn commit_fresh_waits_for_whoever_delivers() {
     let reader = office.process().await;
     reader.name().await;
     gate.set_down(true);
-    let committed = commit_fresh(&writer, Duration::from_secs(10)).await;
+    let committed = commit_fresh(&writer, Duration::from_secs(60)).await;
     fresh(committed);
     assert_eq!(reader.name().await, "Grace");
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use larder_core::{Change, CommitError, Mechanism};
 
 use super::office::{ON, Office, User, UserById, Without, ada, fresh, quiet, shows};
+use super::versions::{Card, CardWithName, text};
 use crate::read::gate::Gate;
 
 /// Longer than a registration.
@@ -137,6 +138,44 @@ async fn without_the_foreign_key_a_late_commit_is_seen_by_nobody() {
     let (refused, seen) = asleep_before_the_commit(false).await;
     assert!(!refused);
     assert_eq!(seen, "Ada", "which was before the commit");
+}
+
+/// The same where the write makes nothing stale that the writer's own version caches.
+async fn asleep_with_nothing_to_flush(foreign_key: bool) -> (bool, String) {
+    let office = Office::new(ON);
+    if !foreign_key {
+        office.database.drop_foreign_key();
+    }
+    let writer = office.build(|b| b.register::<Card>().version("1")).await;
+    let mut tx = writer.begin().await.unwrap();
+    let before = tx.lock::<User>(&7).await.unwrap().unwrap();
+    let after = User {
+        name: "Grace".to_owned(),
+        ..ada()
+    };
+    tx.put(&after).await.unwrap();
+    tx.changed(Change::update(&before, &after));
+    writer.line.cut(true);
+    tokio::time::sleep(OVER).await;
+    let reader = office
+        .build(|b| b.register::<CardWithName>().version("2"))
+        .await;
+    text::<CardWithName>(&reader).await;
+    writer.line.cut(false);
+    let refused = matches!(tx.commit().await, Err(CommitError::Refused(_)));
+    (refused, text::<CardWithName>(&reader).await)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_writer_with_nothing_to_flush_cannot_commit_too_late_either() {
+    assert_eq!(
+        asleep_with_nothing_to_flush(true).await,
+        (true, "Ada".into())
+    );
+    assert_eq!(
+        asleep_with_nothing_to_flush(false).await,
+        (false, "Ada".into())
+    );
 }
 
 /// It slept in its commit, with its row in the outbox: its generation is held, so that the other version goes on as if it

@@ -76,7 +76,7 @@ data_set!(
 );
 
 /// What user 7 has in a data set of texts.
-async fn text<D>(process: &Process) -> String
+pub(super) async fn text<D>(process: &Process) -> String
 where
     D: Dataset<Source = Ledger, Key = u64, Value = String, Tier = NoTier, Error = Broken>,
 {
@@ -499,6 +499,22 @@ async fn a_process_that_lacks_a_data_set_refuses_changes_of_its_entity() {
     assert_eq!(more.line.loaded(), loaded, "it is cached now");
 }
 
+/// Even if it has no data set at all of that entity, as a worker whose crate was never named.
+#[tokio::test(start_paused = true)]
+async fn a_process_that_lacks_every_data_set_of_an_entity_refuses_its_changes() {
+    let office = Office::new(ON);
+    let worker = office
+        .build(|b| b.register::<UserById>().version("1"))
+        .await;
+    let web = office.version("1").await;
+    tokio::time::sleep(ENDED).await;
+    assert_eq!(web.streams(7).await, "general");
+    let renames = |stream: &mut super::office::Stream| stream.name = "lobby".to_owned();
+    let refused = worker.update(renames, 5).await.map(drop).unwrap_err();
+    assert!(refused.to_string().contains("`streams_of`"), "{refused}");
+    assert_eq!(web.streams(7).await, "general", "which is true");
+}
+
 /// Two builds that say they are the same version, and aren't.
 #[tokio::test(start_paused = true)]
 async fn another_build_under_the_same_version_is_refused() {
@@ -605,6 +621,31 @@ async fn after_a_rotation_every_process_begins_anew() {
     assert_eq!(one.prefix(), other.prefix());
     fresh(other.rename("Grace").await);
     assert_eq!(one.name().await, "Grace");
+}
+
+/// A commit under way holds its generation, and the rotation waits for it.
+#[tokio::test(start_paused = true)]
+async fn a_rotation_waits_for_commits_under_way() {
+    let office = Office::new(ON);
+    let (writer, operator) = (office.process().await, office.process().await);
+    let before = operator.prefix();
+    office.database.arriving_commits().close();
+    let rename = tokio::spawn(async move { writer.rename("Grace").await });
+    office.database.arriving_commits().arrived().await;
+    let stuck = operator.rotate().await.unwrap_err();
+    assert!(stuck.is_retryable(), "{stuck}");
+    assert_eq!(operator.prefix(), before);
+    let rotating = tokio::spawn({
+        let operator = operator.clone();
+        async move { operator.rotate().await }
+    });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!rotating.is_finished());
+    office.database.arriving_commits().open();
+    rename.await.unwrap().unwrap();
+    rotating.await.unwrap().unwrap();
+    assert_ne!(operator.prefix(), before);
+    assert_eq!(operator.name().await, "Grace");
 }
 
 #[tokio::test(start_paused = true)]
