@@ -86,6 +86,31 @@ async fn what_remembers_no_absence_needs_no_creation() {
     assert_eq!(read(8).await.as_deref(), Some("Ada"));
 }
 
+data_set!(
+    /// Whether there is such a user; what it is called isn't shown.
+    Known = "known": u64 => bool;
+    |plan| plan.id::<User>(FieldBits::NONE, |id| *id);
+    |conn, id| conn.find::<User>(*id).map(|_| true)
+);
+
+#[tokio::test(start_paused = true)]
+async fn what_watches_no_field_is_flushed_by_creation_alone() {
+    let office = Office::new(ON);
+    let process = office
+        .build(|builder| builder.register::<Known>().version("1"))
+        .await;
+    let read = async |id| {
+        larder_core::get::<Known>(&process.cache, &id)
+            .await
+            .unwrap()
+    };
+    assert_eq!((read(7).await, read(8).await), (Some(true), None));
+    fresh(process.rename("Augusta").await);
+    assert!(office.database.outbox().is_empty(), "nothing was stale");
+    fresh(process.create(&User { id: 8, ..ada() }).await);
+    assert_eq!(read(8).await, Some(true));
+}
+
 /// An entity some of whose fields are changed by statements that touch many rows.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Message {
