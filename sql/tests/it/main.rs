@@ -4,3 +4,4 @@ mod conformance;
 mod databases;
 mod postgres;
 mod sqlite;
+mod through_the_cache;

@@ -37,7 +37,7 @@ async fn edit(outbox: &PgOutbox, edits: &[Edit]) {
     edited.unwrap();
 }
 
-async fn run(conn: &mut PgConnection, statements: &str) {
+pub(crate) async fn run(conn: &mut PgConnection, statements: &str) {
     let run = sqlx::raw_sql(AssertSqlSafe(statements.to_owned()));
     run.execute(conn).await.unwrap();
 }
@@ -46,16 +46,18 @@ async fn push(outbox: &PgOutbox, conn: &mut PgConnection) -> larder_core::Result
     outbox.push(conn, "live", &["{}".to_owned()], LONG).await
 }
 
-/// Makes every commit of a writer of this table wait, inside the server, until the lock 7 is free.
-const COMMIT_THAT_WAITS: &str = "\
-    CREATE TABLE slow (id int); \
-    CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS \
-        'BEGIN PERFORM pg_advisory_xact_lock(7); RETURN NULL; END'; \
-    CREATE CONSTRAINT TRIGGER wait AFTER INSERT ON slow DEFERRABLE INITIALLY DEFERRED \
-        FOR EACH ROW EXECUTE FUNCTION wait()";
+/// Makes every commit after this (`INSERT ON slow`) wait, inside the server, until the lock 7 is free.
+pub(crate) fn commit_that_waits(after: &str) -> String {
+    format!(
+        "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS \
+             'BEGIN PERFORM pg_advisory_xact_lock(7); RETURN NULL; END'; \
+         CREATE CONSTRAINT TRIGGER wait AFTER {after} DEFERRABLE INITIALLY DEFERRED \
+             FOR EACH ROW EXECUTE FUNCTION wait()"
+    )
+}
 
 /// Waits until a commit waits for the lock; answers the pid of its server process.
-async fn waiting_commit(url: &str) -> i32 {
+pub(crate) async fn waiting_commit(url: &str) -> i32 {
     let mut conn = PgConnection::connect(url).await.unwrap();
     loop {
         let found = sqlx::query_scalar(
@@ -78,7 +80,8 @@ async fn commit_under_way(
     tokio::task::JoinHandle<Result<(), CommitFailure<sqlx::Error>>>,
 ) {
     let mut holder = PgConnection::connect(url).await.unwrap();
-    run(&mut holder, COMMIT_THAT_WAITS).await;
+    run(&mut holder, "CREATE TABLE slow (id int)").await;
+    run(&mut holder, &commit_that_waits("INSERT ON slow")).await;
     run(&mut holder, "SELECT pg_advisory_lock(7)").await;
     let source = Postgres::new(pool(url).await);
     let mut tx = source.begin().await.unwrap();
