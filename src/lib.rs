@@ -11,14 +11,15 @@ pub use larder_core::conformance;
 pub use larder_core::{
     AccessorStats, Answer, Backend, BackendExt, BackendStats, Backlog, Batch, Before, BoxError,
     Cache, CacheBuilder, CacheStats, CallStats, Change, Changing, Codec, CommitError,
-    CommitFailure, Committed, Compression, Config, Dataset, DeployImmutable, DeployTier,
-    Dictionary, Direct, Entity, Error, ErrorKind, FieldBits, FieldSet, Flush, FlushError, FlushOn,
-    FlushQuery, Form, Immutable, KeyPart, KeyWriter, Keys, Latency, Lifetime, LiveGeneration,
-    LoadError, LockRow, Missing, NoTier, Observed, Outbox, Pending, Plain, Plan, Pool, Prefix,
-    Reach, Reader, ReaderOf, Register, RequestTier, Result, Route, Rows, Rt, Savepoint,
-    ScopedReader, ServerCheck, ServerStats, Source, Tally, Tier, TierStats, TiersStats,
-    TransactionError, Transactional, Tx, Uncached, Unstored, Weigh, WriteStats, contract, dataset,
-    entry, get, get_many, link, plan, prime, refresh, uncached, warm,
+    CommitFailure, Committed, Compression, Config, Dataset, Decide, DeployImmutable, DeployTier,
+    Dictionary, Direct, Edit, Entity, Error, ErrorKind, FieldBits, FieldSet, Flush, FlushError,
+    FlushOn, FlushQuery, Form, Generation, Immutable, KeyPart, KeyWriter, Keys, Latency, Lifetime,
+    LiveGeneration, LoadError, LockRow, Missing, NoTier, Observed, Outbox, Pending, Plain, Plan,
+    Pool, Prefix, Purge, Reach, Reader, ReaderOf, Register, Registered, RequestTier, Result, Route,
+    Row, RowId, Rows, Rt, Savepoint, ScopedReader, ServerCheck, ServerStats, Source, Tally, Tier,
+    TierStats, TiersStats, TransactionError, Transactional, Tx, Uncached, Unstored, Weigh,
+    WriteStats, contract, dataset, entry, get, get_many, link, plan, prime, refresh, uncached,
+    warm,
 };
 #[cfg(feature = "axum")]
 pub use larder_tiers::NoRequest;

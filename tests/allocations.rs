@@ -260,3 +260,19 @@ fn bulk_hit_in_a_tier_allocates_per_call_not_per_key() {
     let count = allocations_of_hit(read());
     assert!(count <= 4, "200 hits allocate {count} times");
 }
+
+/// The keys are in memory, and of what is made of them for the store, one chunk.
+#[test]
+fn flush_of_a_million_keys_needs_memory_for_the_keys_and_a_chunk() {
+    const KEYS: u64 = 1_000_000;
+    let runtime = runtime();
+    let cache = runtime.block_on(warm(0..1));
+    let flushed = allocation_counter::measure(|| {
+        let flush = cache.flush::<Itself>(0..KEYS);
+        runtime.block_on(flush).unwrap();
+    });
+    // 8 bytes of arguments; `itself:999999` and where it ends twice, as they came and as they are delivered, in buffers
+    // that grow by doubling. What is sent would be another 50.
+    let a_key = flushed.bytes_max / KEYS;
+    assert!(a_key < 125, "{a_key} bytes a key");
+}

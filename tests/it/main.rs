@@ -6,3 +6,4 @@ mod read;
 mod redis;
 mod service;
 mod tiers;
+mod write;

@@ -97,6 +97,13 @@ impl Manifest {
         }
     }
 
+    /// Whether a writer of this manifest finds every key of what the other one caches.
+    pub(super) fn can_flush(&self, other: &Self) -> bool {
+        let flushed = other.accessors.iter().filter(|(_, theirs)| theirs.flushed);
+        let mut rules = flushed.map(|(name, theirs)| (self.get(name), &theirs.rule));
+        rules.all(|(ours, rule)| ours.is_some_and(|ours| ours.rule == *rule))
+    }
+
     /// The accessors in this that the other one hasn't, by the entities that flush them.
     pub(super) fn lacking(&self, other: &Self) -> HashMap<String, Vec<String>> {
         let mut lacking: HashMap<String, Vec<String>> = HashMap::new();

@@ -7,8 +7,11 @@
 //! - A data set is read and filled only while every live generation lists it under the same rule: so every writer knows
 //!   every key that anybody reads.
 //! - A writer asks which generations are live after its commit, or has asked less than [`FRESH`] before; a generation
-//!   that isn't the first waits longer than that before its first fill, and before its first commit.
-//! - A process uses its generation only within its registration, by a clock that counts suspension.
+//!   that isn't the first waits longer than that before its first fill, and before its first commit. The same holds for
+//!   an accessor whose prefix was changed by a purge.
+//! - A process uses its generation only within its registration, and what it knows of the register for [`TRUSTED`] at
+//!   most, by a clock that counts suspension. A generation that can't flush all that others cache waits longer than that
+//!   before its first commit, so that they have stopped reading it.
 //! - A generation is dead once its row is deleted. A writer's outbox row refers to it, so a writer who slept through the
 //!   deletion can't commit.
 
@@ -27,15 +30,27 @@ use enter::is_private;
 pub(crate) use enter::{Entrant, holder};
 pub(crate) use manifest::{Listed, Manifest};
 
-use crate::Rt;
 use crate::contract::{Backend, Error, ErrorKind, Pool, Prefix, Result};
+use crate::switches::Switches;
 use crate::write::{Edit, Generation, Purge, Register, Registered};
+use crate::{Mechanism, Rt};
 
 /// A copy of the register is used for a flush if it isn't older.
 pub(crate) const FRESH: Duration = Duration::from_secs(2);
 
 /// So long a generation that isn't the first waits, from its registration to its first fill and its first commit.
 const ACTIVATION: Duration = Duration::from_millis(2_200);
+
+/// What is known of the register is used for reading no longer. It is read every second or so; a database that is away
+/// for less than this costs no hits.
+const TRUSTED: Duration = Duration::from_secs(10);
+
+/// So long a generation that isn't the first waits, from its registration to its first commit, where others cache what it
+/// can't flush: until they know of it, or read no more.
+const DISAGREEING: Duration = Duration::from_secs(11);
+
+/// A generation this old was committed before, however long its registration took.
+const SETTLED: Duration = Duration::from_secs(15);
 
 /// How long a registration lasts unless it is renewed.
 pub(crate) const REGISTRATION: Duration = Duration::from_secs(60);
@@ -60,19 +75,26 @@ pub(crate) struct Generations {
     standing: ArcSwap<Standing>,
     targets: ArcSwap<Targets>,
     registration: Option<Registration>,
+    switches: Switches,
     rt: Rt,
 }
 
-/// What a process knows of its own generation.
+/// What a process knows of its own generation. Times are by the clock that counts suspension.
+#[derive(Clone)]
 struct Standing {
     prefix: Prefix,
     /// Accessors whose keys begin otherwise.
     own_prefixes: HashMap<String, Prefix>,
     /// Accessors that are read past the store, and why.
     uncached: HashMap<String, Uncached>,
-    /// By the clock that counts suspension.
+    /// Accessors that were purged a moment ago, so that not every writer knows their prefix yet, and from when on all do.
+    purged: HashMap<String, Duration>,
+    /// Until when it is used for reading.
     until: Option<Duration>,
+    /// From when on it is used for reading and filling.
     active_from: Option<Duration>,
+    /// From when on it may commit.
+    commits_from: Option<Duration>,
 }
 
 /// Why an accessor is read past the store.
@@ -160,8 +182,11 @@ struct Registration {
     register: Arc<dyn Register>,
     entrant: Entrant,
     id: ArcSwap<String>,
+    /// When it was known to be registered.
+    entered: Mutex<Duration>,
     pools: Mutex<HashMap<String, Arc<dyn Backend>>>,
     open: OpenPool,
+    switches: Switches,
     /// Held by whoever asks the register.
     asking: tokio::sync::Mutex<()>,
     warned_of_many: Mutex<Option<usize>>,
@@ -169,7 +194,12 @@ struct Registration {
 
 impl Generations {
     /// The one generation of a configured prefix.
-    pub(crate) fn single(prefix: Prefix, backend: Arc<dyn Backend>, rt: Rt) -> Self {
+    pub(crate) fn single(
+        prefix: Prefix,
+        backend: Arc<dyn Backend>,
+        rt: Rt,
+        switches: Switches,
+    ) -> Self {
         let prefix = prefix.for_pool(&backend.pool());
         let target = Target {
             backend: Ok(backend),
@@ -183,6 +213,7 @@ impl Generations {
                 ..Targets::none()
             }),
             registration: None,
+            switches,
             rt,
         }
     }
@@ -194,6 +225,7 @@ impl Generations {
         backend: Arc<dyn Backend>,
         open: OpenPool,
         rt: Rt,
+        switches: Switches,
     ) -> Result<Self> {
         let pools = HashMap::from([(backend.pool().description, backend)]);
         let generations = Self {
@@ -203,11 +235,14 @@ impl Generations {
                 register,
                 entrant,
                 id: ArcSwap::from_pointee(String::new()),
+                entered: Mutex::default(),
                 pools: Mutex::new(pools),
                 open,
+                switches,
                 asking: tokio::sync::Mutex::default(),
                 warned_of_many: Mutex::default(),
             }),
+            switches,
             rt,
         };
         generations.enter_anew().await?;
@@ -224,9 +259,13 @@ impl Generations {
                 until.is_none_or(|until| now < until) && from.is_none_or(|from| now >= from)
             }
         };
+        let purged = || {
+            let from = standing.purged.get(accessor);
+            from.is_some_and(|from| self.rt.awake() < *from)
+        };
         Reading {
             prefix: standing.prefix_of(accessor),
-            through: stands && !standing.uncached.contains_key(accessor),
+            through: stands && !standing.uncached.contains_key(accessor) && !purged(),
             until: standing.until,
         }
     }
@@ -253,7 +292,7 @@ impl Generations {
         let Some(registration) = &self.registration else {
             return Ok(Arc::clone(&self.targets.load().all));
         };
-        if !self.knows(FRESH) {
+        if !self.knows(FRESH) && !self.switches.is_off(Mechanism::RegisterAfterCommit) {
             let _asking = registration.asking.lock().await;
             if !self.knows(FRESH) {
                 self.ask(registration).await?;
@@ -268,7 +307,7 @@ impl Generations {
 
     /// Waits until this generation may commit: longer than others may use a copy of the register without it.
     pub(crate) async fn may_commit(&self) {
-        let from = self.standing.load().active_from;
+        let from = self.standing.load().commits_from;
         let wait = from.map(|from| from.saturating_sub(self.rt.awake()));
         if let Some(wait) = wait.filter(|wait| !wait.is_zero()) {
             self.rt.sleep(wait).await;
@@ -297,16 +336,29 @@ impl Generations {
             return Ok(());
         };
         let _asking = registration.asking.lock().await;
-        let mut is_over = false;
+        let register = &registration.register;
         if renew {
             let id = registration.id.load_full();
-            let register = &registration.register;
-            is_over = !register.renew(&id, REGISTRATION, RENEWED).await?;
+            if !register.renew(&id, REGISTRATION, RENEWED).await? {
+                return self.enter_anew().await;
+            }
         }
-        if is_over || self.ask(registration).await?.is_over() {
-            return self.enter_anew().await;
+        match self.ask(registration).await? {
+            Found::Over => self.enter_anew().await,
+            // Nobody reads them any more; while they are there, every write flushes them, and what they can't flush isn't
+            // cached.
+            Found::OthersOver if renew => {
+                let mut decide = |registered: &Registered| {
+                    let generations = registered.generations.iter();
+                    let over = generations.filter(|known| known.left.is_zero());
+                    let ids = over.map(|known| known.id.clone());
+                    Ok(ids.map(|id| Edit::Delete { id }).collect())
+                };
+                register.edit(&mut decide).await?;
+                self.ask(registration).await.map(drop)
+            }
+            Found::OthersOver | Found::Live => Ok(()),
         }
-        Ok(())
     }
 
     /// After this long, nothing that was cached before is served by anybody.
@@ -414,66 +466,80 @@ impl Generations {
         };
         let id = registration.entrant.enter(&*registration.register).await?;
         registration.id.store(Arc::new(id));
+        *registration.lock_entered() = self.rt.awake();
         self.ask(registration).await.map(drop)
     }
 
-    async fn ask(&self, registration: &Registration) -> Result<Own> {
-        let at = self.rt.awake();
+    async fn ask(&self, registration: &Registration) -> Result<Found> {
+        let sent = self.rt.awake();
         let registered = registration.register.read().await?;
+        let asked = Asked {
+            sent,
+            answered: self.rt.awake(),
+        };
         let id = registration.id.load_full();
         let own = registered.generations.iter().find(|known| known.id == *id);
         let is_over = own.is_none_or(|own| {
             own.left.is_zero() || registration.entrant.should_move(own, &registered)
         });
-        let (standing, targets) = registration.understand(at, &registered, own, self.rt);
+        let others_over = (registered.generations.iter()).any(|known| known.left.is_zero());
+        let (standing, targets) = registration.understand(asked, &registered, own, self.rt);
         self.targets.store(Arc::new(targets));
+        let reads_on = self.switches.is_off(Mechanism::Registration);
         match is_over {
+            true if reads_on => {}
             // It isn't used for reading any more; this process registers anew.
-            true => self.standing.rcu(|known| Standing {
-                prefix: known.prefix,
-                own_prefixes: known.own_prefixes.clone(),
-                uncached: known.uncached.clone(),
-                until: Some(Duration::ZERO),
-                active_from: known.active_from,
-            }),
-            false => self.standing.swap(Arc::new(standing)),
-        };
-        Ok(match is_over {
-            true => Own::Over,
-            false => Own::Live,
+            true => {
+                self.standing.rcu(|known| Standing {
+                    until: Some(Duration::ZERO),
+                    ..Standing::clone(known)
+                });
+            }
+            false => self.standing.store(Arc::new(standing)),
+        }
+        Ok(match (is_over, others_over) {
+            (true, _) => Found::Over,
+            (false, true) => Found::OthersOver,
+            (false, false) => Found::Live,
         })
     }
 }
 
-/// What became of the own registration.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Own {
-    Live,
+/// What became of registrations.
+enum Found {
+    /// The own one is over.
     Over,
+    /// One of another generation is, which still has its row.
+    OthersOver,
+    /// None is.
+    Live,
 }
 
-impl Own {
-    fn is_over(self) -> bool {
-        self == Self::Over
-    }
+/// When the register was asked: what it said was so at some time between these.
+#[derive(Clone, Copy)]
+struct Asked {
+    sent: Duration,
+    answered: Duration,
 }
 
 impl Registration {
     /// What follows from what is registered.
     fn understand(
         &self,
-        at: Duration,
+        asked: Asked,
         registered: &Registered,
         own: Option<&Generation>,
         rt: Rt,
     ) -> (Standing, Targets) {
         let entrant = &self.entrant;
+        let is_on = |mechanism| !self.switches.is_off(mechanism);
         let mut standing = Standing::of(Prefix::random());
         let mut targets = Targets {
-            at,
+            at: asked.sent,
             ..Targets::none()
         };
         let mut all = Vec::new();
+        let mut agrees = true;
         for generation in &registered.generations {
             let is_own = own.is_some_and(|own| own.id == generation.id);
             let pool = Pool::new(&*generation.pool, entrant.reach());
@@ -489,12 +555,18 @@ impl Registration {
                     .iter()
                     .map(|(accessor, prefixes)| (accessor.clone(), prefixes[0]))
                     .collect();
-                standing.until = Some(at + generation.left.saturating_sub(MARGIN));
+                let left = generation.left.saturating_sub(MARGIN);
+                // A moment that may have come is taken for one that has.
+                standing.until =
+                    is_on(Mechanism::Registration).then(|| asked.sent + left.min(TRUSTED));
                 targets.lacking = manifest.lacking(&entrant.manifest);
             }
             targets.longest_ttl = targets.longest_ttl.max(manifest.longest_ttl());
+            agrees &= is_own || entrant.manifest.can_flush(&manifest);
             for (name, listed) in entrant.manifest.accessors() {
-                if let Some(uncached) = manifest.objection(name, listed, &generation.version) {
+                if is_on(Mechanism::ManifestRule)
+                    && let Some(uncached) = manifest.objection(name, listed, &generation.version)
+                {
                     standing.uncached.entry(name.clone()).or_insert(uncached);
                 }
             }
@@ -510,22 +582,52 @@ impl Registration {
             if is_private(&generation.pool) && generation.pool != entrant.pool.description {
                 continue;
             }
-            all.push(Target {
-                backend: self.pool(&generation.pool, rt),
-                prefix,
-                own_prefixes,
-            });
+            if is_own || is_on(Mechanism::EveryGeneration) {
+                all.push(Target {
+                    backend: self.pool(&generation.pool, rt),
+                    prefix,
+                    own_prefixes,
+                });
+            }
         }
-        if let Some(own) = own {
-            // From now, not from `at`: its age is that of the moment in between.
-            let wait = ACTIVATION.saturating_sub(own.age);
-            if registered.generations.len() > 1 && !wait.is_zero() {
-                standing.active_from = Some(rt.awake() + wait);
+        // A moment that may not have come yet is taken for one that hasn't.
+        let after = |wait: Duration, since: Duration| {
+            let wait = wait.saturating_sub(since);
+            let waits = !wait.is_zero() && is_on(Mechanism::Activation);
+            waits.then(|| asked.answered + wait)
+        };
+        if let Some(own) = own.filter(|_| registered.generations.len() > 1) {
+            let age = self.age(own, asked);
+            standing.active_from = after(ACTIVATION, age);
+            let waits = match agrees {
+                true => ACTIVATION,
+                false => DISAGREEING,
+            };
+            standing.commits_from = after(waits, age);
+        }
+        for purge in &registered.purges {
+            if let Some(from) = after(ACTIVATION, purge.age) {
+                standing.purged.insert(purge.accessor.clone(), from);
             }
         }
         targets.all = all.into();
         self.warn_of_many(&targets.live);
         (standing, targets)
+    }
+
+    /// How long every reader of the register has found this generation there. A row is as old as its insertion, and nobody
+    /// sees it before that is committed, which may be some seconds later.
+    fn age(&self, own: &Generation, asked: Asked) -> Duration {
+        match own.age < SETTLED {
+            true => own
+                .age
+                .min(asked.answered.saturating_sub(*self.lock_entered())),
+            false => own.age,
+        }
+    }
+
+    fn lock_entered(&self) -> std::sync::MutexGuard<'_, Duration> {
+        self.entered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn warn_of_many(&self, live: &[LiveGeneration]) {
@@ -580,8 +682,10 @@ impl Standing {
             prefix,
             own_prefixes: HashMap::new(),
             uncached: HashMap::new(),
+            purged: HashMap::new(),
             until: None,
             active_from: None,
+            commits_from: None,
         }
     }
 

@@ -15,7 +15,9 @@ use super::accessor::{Accessor, AnyAccessor, Dictionaries, Setting};
 use super::accessors::Accessors;
 use super::{Dataset, DeployImmutable, DeployTier, Scope, Scopes, Source, Tier as _, TierKind};
 use crate::Rt;
-use crate::contract::{Backend, Error, ErrorKind, Prefix, PrefixSettings, Result, ServerCheck};
+use crate::contract::{
+    Backend, Error, ErrorKind, Key, Prefix, PrefixSettings, Result, ServerCheck,
+};
 use crate::entry::Dictionary;
 use crate::generation::{Entrant, Generations, Manifest, OpenPool, holder};
 use crate::stats::{CacheStats, Tally};
@@ -69,6 +71,13 @@ impl<S: Source> Shared<S> {
     /// Whether a mechanism is switched off, as only a test does.
     pub(crate) fn without(&self, mechanism: Mechanism) -> bool {
         self.switches.is_off(mechanism)
+    }
+
+    /// Remembers that the server of this key was away, if that is what the error says.
+    pub(crate) fn was_away(&self, error: &Error, key: Key<'_>) {
+        if !self.without(Mechanism::AskAfterOutage) {
+            self.writes.was_away(error, self.backend.server_of(key));
+        }
     }
 
     /// Counts keys of a flush.
@@ -639,6 +648,8 @@ impl<S: Source> CacheBuilder<S> {
             }
             tracing::debug!(accessor = accessor.name(), "registered");
         }
+        // Before the registration, which would outlast a refusal.
+        let plans = Plans::new(registered.iter())?;
         let outbox = self.source.outbox();
         let generations = match &outbox {
             Some(outbox) => {
@@ -663,17 +674,16 @@ impl<S: Source> CacheBuilder<S> {
                 let open = self.open_pool.unwrap_or_else(|| Box::new(cant_open));
                 let outbox: Arc<dyn Outbox<S::Conn>> = Arc::clone(outbox);
                 let (register, backend) = (outbox as Arc<dyn Register>, Arc::clone(&backend));
-                Generations::enter(register, entrant, backend, open, self.rt).await?
+                Generations::enter(register, entrant, backend, open, self.rt, self.switches).await?
             }
             None => {
                 let prefix = match self.prefix {
                     Some(prefix) => prefix,
                     None => configured.resolve(&backend.pool())?,
                 };
-                Generations::single(prefix, Arc::clone(&backend), self.rt)
+                Generations::single(prefix, Arc::clone(&backend), self.rt, self.switches)
             }
         };
-        let plans = Plans::new(registered.iter())?;
         let cache = Cache {
             shared: Arc::new(Shared {
                 source: self.source,
@@ -698,7 +708,10 @@ impl<S: Source> CacheBuilder<S> {
             tally: None,
             scope: None,
         };
-        write::start(&cache.shared).await?;
+        if let Err(error) = write::start(&cache.shared).await {
+            cache.shared.generations.leave().await;
+            return Err(error);
+        }
         for warm in self.warm {
             warm(&cache);
         }

@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 use tracing::{Instrument as _, Span};
 
 use super::accessor::{Accessor, Opened};
-use super::flight::Ticket;
+use super::flight::{Terms, Ticket};
 use super::load::{self, Order};
 use super::memo::{self, Memo};
 use super::{
@@ -565,14 +565,20 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
             self.wire = Keys::with_capacity(count);
             self.positions.reserve(count);
         }
-        let holds_some = !self.cache.shared.writes.undelivered.is_empty();
+        let shared = &self.cache.shared;
+        let holds_some =
+            !shared.writes.undelivered.is_empty() && !shared.without(Mechanism::PendingBypass);
+        let terms = Terms {
+            prefix: self.reading.prefix,
+            late: shared.without(Mechanism::JoinCutoff),
+        };
         for nth in 0..count {
             let position = self.memo.position(nth);
             // While some flush isn't confirmed, a fill that was stored is no proof of being new.
             let alone = self.nested || way == Way::Refresh || holds_some;
             let running = match alone {
                 true => None,
-                false => self.accessor.flights.join(self.asked.key(position)),
+                false => self.accessor.flights.join(self.asked.key(position), terms),
             };
             match running {
                 Some(ticket) => self.followed.push((position, ticket)),
@@ -604,8 +610,11 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
 
     /// Whether a flush of this wire key isn't confirmed, so that what the store has of it may be old.
     fn is_held(&self, index: usize) -> bool {
-        let undelivered = &self.cache.shared.writes.undelivered;
-        !undelivered.is_empty() && undelivered.holds(self.wire.get(index).without_prefix())
+        let shared = &self.cache.shared;
+        let undelivered = &shared.writes.undelivered;
+        !undelivered.is_empty()
+            && undelivered.holds(self.wire.get(index).without_prefix())
+            && !shared.without(Mechanism::PendingBypass)
     }
 
     /// Waits for the load of this key that holds this lease, if it is ours to wait for.
@@ -725,10 +734,7 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
             Ok(Lookup::Busy { age, token }) => self.sort_busy(index, age, token),
             Err(error) => {
                 self.accessor.counters.failed.add(1);
-                let shared = &self.cache.shared;
-                shared
-                    .writes
-                    .was_away(&error, shared.backend.server_of(key));
+                self.cache.shared.was_away(&error, key);
                 tracing::debug!(accessor = D::NAME, %error, "a look-up failed");
                 self.miss(position, None);
             }
@@ -846,7 +852,7 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
             wire,
             replaces: self.replaces,
         };
-        let load = load::start(self.cache, &self.accessor, order);
+        let load = load::start(self.cache, &self.accessor, self.reading.prefix, order);
         for (position, value) in positions.into_iter().zip(load.lead().await?) {
             self.asked.set(position, value);
         }

@@ -26,13 +26,22 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 use super::{Answer, Dataset, LoadError, Tier, TierKind};
-use crate::contract::Token;
+use crate::contract::{Prefix, Token};
 
 /// The loads of one data set that can be found by key.
 pub(crate) struct Flights<D: Dataset> {
     slots: Mutex<HashMap<D::Key, Slot<D>, foldhash::fast::RandomState>>,
     /// How many slots there are, so that readers pass without the lock while there is none.
     count: AtomicUsize,
+}
+
+/// On which terms a load is joined by key.
+#[derive(Clone, Copy)]
+pub(crate) struct Terms {
+    /// The reader's prefix. A fill under another one proves nothing to it: nobody may have flushed that any more.
+    pub(crate) prefix: Prefix,
+    /// Until its fill was answered, as only a test joins.
+    pub(crate) late: bool,
 }
 
 struct Slot<D: Dataset> {
@@ -51,8 +60,8 @@ impl<D: Dataset> Default for Flights<D> {
 
 impl<D: Dataset> Flights<D> {
     /// Joins the load of this key, in the first or the third case.
-    pub(crate) fn join(&self, key: &D::Key) -> Option<Ticket<D>> {
-        self.find(key, Load::join)
+    pub(crate) fn join(&self, key: &D::Key, terms: Terms) -> Option<Ticket<D>> {
+        self.find(key, |load, index| load.join(index, terms))
     }
 
     /// Joins the load of this key in the first case only: its value needs no fill to be right.
@@ -159,6 +168,8 @@ pub(crate) struct Load<D: Dataset> {
     pub(crate) keys: Vec<D::Key>,
     /// The lease of each key, if it has one.
     tokens: Vec<Option<Token>>,
+    /// Under which it fills.
+    prefix: Prefix,
     state: Mutex<State<D>>,
     changed: Notify,
 }
@@ -175,11 +186,12 @@ struct State<D: Dataset> {
 }
 
 impl<D: Dataset> Load<D> {
-    pub(crate) fn new(keys: Vec<D::Key>, tokens: Vec<Option<Token>>) -> Arc<Self> {
+    pub(crate) fn new(keys: Vec<D::Key>, tokens: Vec<Option<Token>>, prefix: Prefix) -> Arc<Self> {
         debug_assert_eq!(keys.len(), tokens.len());
         Arc::new(Self {
             keys,
             tokens,
+            prefix,
             state: Mutex::new(State {
                 phase: Phase::Queued,
                 joined: Vec::new(),
@@ -195,13 +207,15 @@ impl<D: Dataset> Load<D> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn join(self: &Arc<Self>, index: usize) -> Option<Ticket<D>> {
+    fn join(self: &Arc<Self>, index: usize, terms: Terms) -> Option<Ticket<D>> {
+        let fills_there = self.tokens[index].is_some() && self.prefix == terms.prefix;
         let mut state = self.lock();
         let until = match state.phase {
             Phase::Queued => Phase::Loaded,
             // What can't change while this code runs is right whenever it was read.
             Phase::Loading | Phase::Filling if D::Tier::KIND == TierKind::Deploy => Phase::Loaded,
-            Phase::Loading if self.tokens[index].is_some() => Phase::Settled,
+            Phase::Loading if fills_there => Phase::Settled,
+            Phase::Filling | Phase::Loaded if fills_there && terms.late => Phase::Settled,
             _ => return None,
         };
         Some(self.ticket(&mut state, index, until))

@@ -20,7 +20,8 @@ use super::{
     Answer, Cache, Dataset, Lifetime, LoadError, Recall, Rows, Scope, Source, Tier, TierKind, memo,
 };
 use crate::contract::{
-    Error, ErrorKind, Fill, FillOutcome, Keys, Lease, Lost, Result, Set, Trips, WriteOptions,
+    Error, ErrorKind, Fill, FillOutcome, Keys, Lease, Lost, Prefix, Result, Set, Trips,
+    WriteOptions,
 };
 use crate::stats::Unsettled;
 use crate::{Instant, Mechanism};
@@ -103,6 +104,7 @@ pub(super) fn is_nested() -> bool {
 pub(super) fn start<D: Dataset>(
     cache: &Cache<D::Source>,
     accessor: &Arc<Accessor<D>>,
+    prefix: Prefix,
     order: Order<D>,
 ) -> Arc<Load<D>> {
     let tokens = order
@@ -111,7 +113,7 @@ pub(super) fn start<D: Dataset>(
         .map(|lease| lease.as_ref().map(|lease| lease.token))
         .collect();
     let span = tracing::debug_span!("larder.load", accessor = D::NAME, keys = order.keys.len());
-    let load = Load::new(order.keys, tokens);
+    let load = Load::new(order.keys, tokens, prefix);
     let before = accessor.flights.register(&load);
     let parent = LOADING.try_with(Arc::clone).ok();
     let running = Running {

@@ -83,6 +83,14 @@ impl<'a, T: Entity> Change<'a, T> {
         matches!(self.what, What::Images { before: None, .. })
     }
 
+    /// Whether a whole row came or went.
+    pub(super) fn is_whole(&self) -> bool {
+        matches!(
+            self.what,
+            What::Images { before: None, .. } | What::Images { after: None, .. }
+        )
+    }
+
     fn images(before: Option<&'a T>, after: Option<&'a T>, fields: FieldBits) -> Self {
         Self {
             what: What::Images { before, after },

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use futures_util::future::join_all;
 
+use super::plan::Cursor;
 use super::stale::{Deferred, Level, Stale};
-use crate::Source;
 use crate::contract::{Error, ErrorKind, Keys, Result, Trips, WriteOptions};
 use crate::generation::Target;
 use crate::read::Shared;
+use crate::{Mechanism, Source};
 
 /// Keys deleted in one exchange per server.
 const CHUNK: usize = 10_000;
@@ -46,13 +47,60 @@ pub(crate) async fn deliver<S: Source>(
         options: WriteOptions::trips(trips.clone()),
     };
     let mut delivered = Delivered::default();
-    for (index, level) in stale.into_levels().into_iter().enumerate() {
-        match delivered.cause {
+    let bases_first = !shared.without(Mechanism::BaseFirst);
+    let mut levels: Vec<(usize, Level)> = stale.into_levels().into_iter().enumerate().collect();
+    if !bases_first {
+        levels.reverse();
+    }
+    for (index, level) in levels {
+        match delivered.cause.as_ref().filter(|_| bases_first) {
             None => delivery.level(index, level, &mut delivered).await,
             Some(_) => delivered.rest.level(index).extend(level),
         }
     }
     delivered
+}
+
+/// Some keys that a query finds, and where the next ones begin.
+async fn page<S: Source>(
+    shared: &Shared<S>,
+    deferred: &Deferred,
+    after: Cursor,
+) -> Result<(Keys, Cursor)> {
+    let Some(query) = shared.writes.plans.query(deferred) else {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            format!(
+                "this program doesn't have the query `{}` of `{}`; another version of it delivers what waits for it",
+                deferred.query, deferred.accessor
+            ),
+        ));
+    };
+    // A connection per page: none is kept while servers are waited for.
+    let mut conn = shared.source.acquire().await.map_err(|error| {
+        let message = format!(
+            "no connection to ask for the keys of `{}` that are stale",
+            deferred.accessor
+        );
+        Error::with_source(ErrorKind::Unavailable, message, error)
+    })?;
+    query.page(&mut conn, &deferred.arguments, after).await
+}
+
+/// Asks the queries at once, and takes what they find for all that is stale: as only a test does, before the commit.
+pub(crate) async fn ask_queries<S: Source>(shared: &Shared<S>, stale: &mut Stale) {
+    for level in stale.levels_mut() {
+        for deferred in std::mem::take(&mut level.queries) {
+            let mut after = None;
+            while let Ok((keys, next)) = page(shared, &deferred, after).await {
+                level.add(&keys);
+                if next.is_none() {
+                    break;
+                }
+                after = next;
+            }
+        }
+    }
 }
 
 struct Delivery<'d, S: Source> {
@@ -89,28 +137,9 @@ impl<S: Source> Delivery<'_, S> {
 
     /// Asks for keys, page by page, and deletes them.
     async fn query(&self, deferred: &Deferred) -> Result<()> {
-        let Some(query) = self.shared.writes.plans.query(deferred) else {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                format!(
-                    "this program doesn't have the query `{}` of `{}`; another version of it delivers what waits for it",
-                    deferred.query, deferred.accessor
-                ),
-            ));
-        };
         let mut after = None;
         loop {
-            let (keys, next) = {
-                // A connection per page: none is kept while servers are waited for.
-                let mut conn = self.shared.source.acquire().await.map_err(|error| {
-                    let message = format!(
-                        "no connection to ask for the keys of `{}` that are stale",
-                        deferred.accessor
-                    );
-                    Error::with_source(ErrorKind::Unavailable, message, error)
-                })?;
-                query.page(&mut conn, &deferred.arguments, after).await?
-            };
+            let (keys, next) = page(self.shared, deferred, after).await?;
             let (_, cause) = self.delete(&keys).await;
             match (cause, next) {
                 (Some(cause), _) => return Err(cause),
@@ -163,7 +192,7 @@ impl<S: Source> Delivery<'_, S> {
         for ((position, key), answer) in positions.into_iter().zip(wire.iter()).zip(answers) {
             if let Err(error) = answer {
                 if Arc::ptr_eq(backend, &self.shared.backend) {
-                    self.shared.writes.was_away(&error, backend.server_of(key));
+                    self.shared.was_away(&error, key);
                 }
                 failed.push(position);
                 cause.get_or_insert(error);

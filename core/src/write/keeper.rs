@@ -1,6 +1,8 @@
-//! The task that keeps promises: renews the registration, retries flushes, relays the outbox.
+//! The tasks that keep promises: one renews the registration, one relays the outbox, one settles what was delivered; without
+//! a database, one retries flushes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -9,15 +11,14 @@ use super::stale::Stale;
 use super::undelivered::Hold;
 use super::writes::{Waiting, pause};
 use super::{Outbox, Row, RowId};
-use futures_util::future::Either;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::contract::Result;
 use crate::read::{Shared, Source};
-use crate::{Instant, Rt};
+use crate::{Instant, Mechanism, Rt};
 
-/// How often retries are looked at.
+/// How often retries are looked at where nothing else remembers them.
 const TICK: Duration = Duration::from_millis(100);
 
 /// How often delivered rows are deleted.
@@ -38,58 +39,61 @@ const HOLD: Duration = Duration::from_secs(5);
 /// Rows that are relayed together.
 const ROWS: usize = 500;
 
+/// Rows that are looked at, or asked for, at once.
+const MANY_ROWS: usize = 10 * ROWS;
+
 /// How often rows that nobody needs any more are looked for.
 const SWEEP: Duration = Duration::from_secs(60);
 
-/// Keeps what needs the database, until the cache is gone.
-async fn keep<S: Source>(shared: Weak<Shared<S>>, pause: Pause) {
-    let rt = pause.rt;
-    let mut keeper = Keeper {
-        rt,
-        foreign: HashMap::new(),
-        deleting: Timer::new(rt, DELETE),
-        reading: Timer::new(rt, READ),
-        renewing: Timer::new(rt, RENEW),
-        polling: Timer::new(rt, POLL),
-        sweeping: Timer::new(rt, SWEEP),
-    };
-    while let Some(()) = pause.tick().await {
-        let Some(shared) = shared.upgrade() else {
-            return;
-        };
-        if let Some(outbox) = &shared.writes.outbox {
-            keeper.turn(&shared, &**outbox).await;
-        }
-    }
-}
-
-/// Starts what keeps the promises of this cache, once what others have left in the outbox was looked at: what this
-/// process can't deliver, it doesn't read.
+/// Starts what keeps the promises of this cache, once the outbox was looked at: what others have left there, a former
+/// run of this process among them, isn't read until somebody has delivered it.
 pub(crate) async fn start<S: Source>(shared: &Arc<Shared<S>>) -> Result<()> {
+    let mut foreign = Foreign::new();
     if let Some(outbox) = &shared.writes.outbox {
         relay(shared, &**outbox).await?;
+        let knows_all = hold_rows(shared, &**outbox, &mut foreign).await?;
+        if !knows_all {
+            let servers = shared.backend.stats().servers.len();
+            (0..servers).for_each(|server| {
+                shared.writes.undelivered.hold_server(server);
+            });
+        }
     }
-    let pause = Pause {
-        rt: shared.rt,
-        closing: shared.closing.clone(),
-    };
-    let weak = Arc::downgrade(shared);
     // Tracked, so that closing waits for the turn that is under way: what it tries again isn't lost.
-    let task = match shared.writes.outbox {
-        Some(_) => Either::Left(keep(weak, pause)),
-        None => Either::Right(keep_retrying(weak, Arc::clone(&shared.writes.added), pause)),
-    };
-    drop(shared.rt.spawn_apart(shared.tasks.track_future(task)));
+    let keep = |task: Boxed| drop(shared.rt.spawn_apart(shared.tasks.track_future(task)));
+    let (weak, pause) = (Arc::downgrade(shared), Pause::of(shared));
+    match shared.writes.outbox {
+        // Each in a task of its own: a delivery may take long, and a registration must be renewed meanwhile.
+        Some(_) => {
+            keep(Box::pin(keep_registered(Weak::clone(&weak), pause.clone())));
+            keep(Box::pin(keep_relaying(Weak::clone(&weak), pause.clone())));
+            keep(Box::pin(keep_settling(weak, foreign, pause)));
+        }
+        None => {
+            let added = Arc::clone(&shared.writes.added);
+            keep(Box::pin(keep_retrying(weak, added, pause)));
+        }
+    }
     Ok(())
 }
 
+type Boxed = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// Waits between turns, and ends when the cache is closing.
+#[derive(Clone)]
 struct Pause {
     rt: Rt,
     closing: CancellationToken,
 }
 
 impl Pause {
+    fn of<S: Source>(shared: &Shared<S>) -> Self {
+        Self {
+            rt: shared.rt,
+            closing: shared.closing.clone(),
+        }
+    }
+
     /// `None` if there is no next turn.
     async fn until<F: Future<Output = ()>>(&self, next: F) -> Option<()> {
         self.closing.run_until_cancelled(next).await
@@ -122,9 +126,8 @@ async fn keep_retrying<S: Source>(shared: Weak<Shared<S>>, added: Arc<Notify>, p
 
 /// Delivers what can be, deletes what was, and ends the registration: what is done last, when a cache is closed.
 pub(crate) async fn finish<S: Source>(shared: &Arc<Shared<S>>) {
-    if shared.writes.outbox.is_none() {
-        retry(shared, |_| true).await;
-    }
+    // Those with rows in the outbox are left to whoever lives on.
+    retry(shared, |waiting| waiting.rows.is_empty()).await;
     if let Some(outbox) = &shared.writes.outbox {
         let _ = outbox.done(&shared.writes.take_done()).await;
     }
@@ -134,44 +137,92 @@ pub(crate) async fn finish<S: Source>(shared: &Arc<Shared<S>>) {
     shared.generations.leave().await;
 }
 
-struct Keeper {
-    rt: Rt,
-    /// Keys that others have to flush, by the row of the outbox that says so.
-    foreign: HashMap<RowId, Hold>,
-    deleting: Timer,
-    reading: Timer,
-    renewing: Timer,
-    polling: Timer,
-    sweeping: Timer,
+/// Keys that others have to flush, by the row of the outbox that says so.
+type Foreign = HashMap<RowId, Hold>;
+
+/// Holds what waits in the outbox; `false` if there is more than is looked at.
+async fn hold_rows<S: Source>(
+    shared: &Arc<Shared<S>>,
+    outbox: &dyn Outbox<S::Conn>,
+    foreign: &mut Foreign,
+) -> Result<bool> {
+    if shared.without(Mechanism::AskAfterOutage) {
+        return Ok(true);
+    }
+    let rows = outbox.rows(MANY_ROWS).await?;
+    let knows_all = rows.len() < MANY_ROWS;
+    for row in rows {
+        if let Ok(stale) = Stale::of_row(&row.text) {
+            let hold = || shared.writes.undelivered.hold(&stale);
+            foreign.entry(row.id).or_insert_with(hold);
+        }
+    }
+    Ok(knows_all)
 }
 
-impl Keeper {
+/// Renews the registration and reads the register, until the cache is gone.
+async fn keep_registered<S: Source>(shared: Weak<Shared<S>>, pause: Pause) {
+    let mut renewing = Timer::new(pause.rt, RENEW);
+    while let Some(()) = pause.until(pause.rt.sleep(jittered(READ))).await {
+        let Some(shared) = shared.upgrade() else {
+            return;
+        };
+        let renew = renewing.is_due(pause.rt);
+        let kept = shared.generations.keep(renew).await;
+        report("the register of generations", kept);
+        if renew
+            && let Some(outbox) = &shared.writes.outbox
+            && let Some(backlog) = report("the outbox", outbox.backlog().await)
+        {
+            shared.writes.counters.set_backlog(backlog);
+        }
+    }
+}
+
+/// Delivers what waits in the outbox for anybody, until the cache is gone.
+async fn keep_relaying<S: Source>(shared: Weak<Shared<S>>, pause: Pause) {
+    let mut sweeping = Timer::new(pause.rt, SWEEP);
+    while let Some(()) = pause.until(pause.rt.sleep(jittered(POLL))).await {
+        let Some(shared) = shared.upgrade() else {
+            return;
+        };
+        let Some(outbox) = &shared.writes.outbox else {
+            return;
+        };
+        report("the outbox", relay(&shared, &**outbox).await);
+        if sweeping.is_due(pause.rt) {
+            report("the outbox", sweep(&shared, &**outbox).await);
+        }
+    }
+}
+
+/// Deletes rows that were delivered, and ends the waiting for those that others have delivered, until the cache is gone.
+async fn keep_settling<S: Source>(shared: Weak<Shared<S>>, foreign: Foreign, pause: Pause) {
+    let mut settling = Settling { foreign, asked: 0 };
+    while let Some(()) = pause.until(pause.rt.sleep(jittered(DELETE))).await {
+        let Some(shared) = shared.upgrade() else {
+            return;
+        };
+        if let Some(outbox) = &shared.writes.outbox {
+            settling.turn(&shared, &**outbox).await;
+        }
+    }
+}
+
+struct Settling {
+    foreign: Foreign,
+    /// How many rows that are waited for were asked for, over and over.
+    asked: usize,
+}
+
+impl Settling {
     async fn turn<S: Source>(&mut self, shared: &Arc<Shared<S>>, outbox: &dyn Outbox<S::Conn>) {
-        let renew = self.renewing.is_due(self.rt);
-        if self.reading.is_due(self.rt) || renew {
-            report(
-                "the register of generations",
-                shared.generations.keep(renew).await,
-            );
+        let done = shared.writes.take_done();
+        if !done.is_empty() && report("the outbox", outbox.done(&done).await).is_none() {
+            shared.writes.not_done(done);
         }
-        if renew {
-            let backlog = report("the outbox", outbox.backlog().await);
-            backlog.map(|backlog| shared.writes.counters.set_backlog(backlog));
-        }
-        if self.deleting.is_due(self.rt) {
-            let done = shared.writes.take_done();
-            if !done.is_empty() && report("the outbox", outbox.done(&done).await).is_none() {
-                shared.writes.not_done(done);
-            }
-            report("the outbox", self.look_for_delivered(shared, outbox).await);
-            report("the outbox", self.look_at_servers(shared, outbox).await);
-        }
-        if self.polling.is_due(self.rt) {
-            report("the outbox", relay(shared, outbox).await);
-        }
-        if self.sweeping.is_due(self.rt) {
-            report("the outbox", sweep(shared, outbox).await);
-        }
+        report("the outbox", self.look_for_delivered(shared, outbox).await);
+        report("the outbox", self.look_at_servers(shared, outbox).await);
     }
 
     /// Ends the waiting for rows that somebody has delivered.
@@ -180,25 +231,29 @@ impl Keeper {
         shared: &Arc<Shared<S>>,
         outbox: &dyn Outbox<S::Conn>,
     ) -> Result<()> {
-        let mut asked = shared.writes.awaited_rows();
-        asked.extend(self.foreign.keys());
-        if asked.is_empty() {
-            return Ok(());
-        }
-        let left = outbox.left(&asked).await?;
-        self.foreign.retain(|id, _| left.contains(id));
-        let is_delivered = |waiting: &Waiting| {
-            !waiting.rows.is_empty()
-                && waiting
-                    .rows
-                    .iter()
-                    .all(|id| !left.contains(id) && asked.contains(id))
-        };
-        for waiting in shared.writes.take_waiting(is_delivered) {
-            waiting.deliver.delivered();
+        let mut awaited = shared.writes.awaited_rows();
+        awaited.extend(self.foreign.keys());
+        if !awaited.is_empty() {
+            awaited.sort_unstable();
+            awaited.dedup();
+            // Of very many a part each time, in turn.
+            let start = match self.asked {
+                asked if asked < awaited.len() => asked,
+                _ => 0,
+            };
+            let end = awaited.len().min(start + MANY_ROWS);
+            let asked = &awaited[start..end];
+            let left: HashSet<RowId> = outbox.left(asked).await?.into_iter().collect();
+            self.asked = end;
+            let mut gone: HashSet<RowId> = asked.iter().copied().collect();
+            gone.retain(|id| !left.contains(id));
+            self.foreign.retain(|id, _| !gone.contains(id));
+            for waiting in shared.writes.take_delivered(&gone) {
+                waiting.deliver.delivered();
+            }
         }
         // An unknown commit has no rows to wait for: what it flushed is retried from memory.
-        let now = self.rt.now();
+        let now = shared.rt.now();
         retry(shared, |waiting| {
             waiting.rows.is_empty() && waiting.next <= now
         })
@@ -227,16 +282,10 @@ impl Keeper {
         if back.is_empty() {
             return Ok(());
         }
-        let rows = outbox.rows(10 * ROWS).await?;
-        for row in rows {
-            if let Ok(stale) = Stale::of_row(&row.text) {
-                self.foreign
-                    .entry(row.id)
-                    .or_insert_with(|| undelivered.hold(&stale));
+        if hold_rows(shared, outbox, &mut self.foreign).await? {
+            for server in back {
+                undelivered.release_server(server);
             }
-        }
-        for server in back {
-            undelivered.release_server(server);
         }
         Ok(())
     }
@@ -277,43 +326,88 @@ async fn relay<S: Source>(shared: &Arc<Shared<S>>, outbox: &dyn Outbox<S::Conn>)
         return Ok(());
     }
     let mut readable = Vec::new();
-    let mut all = Stale::default();
     for row in rows {
         match Stale::of_row(&row.text) {
-            Ok(stale) => {
-                all.merge(stale.copy());
-                readable.push((row, stale));
-            }
+            Ok(stale) => readable.push((row, stale)),
             Err(error) => {
                 tracing::error!(row = row.id, %error, "a row of the outbox can't be delivered here");
-                outbox.put_off(row.id, &row.text, later(&row)).await?;
+                let pause = later(shared, &row);
+                outbox.put_off(row.id, &row.text, pause).await?;
             }
         }
     }
-    all.deduplicate();
+    let (mut open, mut rest) = behind_their_bases(outbox, readable).await?;
     let trips = shared.writes.counters.trips(None);
-    let delivered = deliver(shared, all, &trips).await;
     let mut done = Vec::new();
-    for (row, stale) in readable {
-        let rest = stale.within(&delivered.rest);
-        if rest.is_empty() {
-            done.push(row.id);
-        } else {
-            let text = rest.rows().concat();
-            outbox.put_off(row.id, &text, later(&row)).await?;
+    let mut why = None;
+    while !open.is_empty() {
+        let mut all = Stale::default();
+        for (_, stale) in &open {
+            all.merge(stale.copy());
         }
+        all.deduplicate();
+        let delivered = deliver(shared, all, &trips).await;
+        let undone = delivered.rest.index();
+        let stopped_at = delivered.rest.lowest();
+        for (row, stale) in std::mem::take(&mut open) {
+            let left = stale.within(&undone);
+            match left.lowest() {
+                None => done.push(row.id),
+                // What it is derived from is gone; other rows' bases kept it waiting, and shall not.
+                lowest if lowest > stopped_at && left.part().is_none() => open.push((row, left)),
+                Some(_) => rest.push((row, left)),
+            }
+        }
+        why = why.or(delivered.cause);
     }
     shared.writes.counters.relayed.add(done.len() as u64);
-    if let Some(cause) = delivered.cause {
+    if let Some(cause) = why {
         tracing::warn!(%cause, "rows of the outbox couldn't be delivered; they are tried again");
     }
-    outbox.done(&done).await
+    outbox.done(&done).await?;
+    for (row, left) in rest {
+        let pause = later(shared, &row);
+        outbox.put_off(row.id, &left.text(), pause).await?;
+    }
+    Ok(())
+}
+
+/// Rows and what they say.
+type Readable = Vec<(Row, Stale)>;
+
+/// Tells apart what can be delivered now, and rows of large commits whose earlier rows, which have what they are derived
+/// from, aren't delivered and aren't among these.
+async fn behind_their_bases<C: ?Sized + 'static>(
+    outbox: &dyn Outbox<C>,
+    rows: Readable,
+) -> Result<(Readable, Readable)> {
+    if !rows.iter().any(|(_, stale)| stale.follows()) {
+        return Ok((rows, Vec::new()));
+    }
+    let all = outbox.rows(MANY_ROWS).await?;
+    let knows_all = all.len() < MANY_ROWS;
+    let here: HashSet<RowId> = rows.iter().map(|(row, _)| row.id).collect();
+    let elsewhere = all.iter().filter(|row| !here.contains(&row.id));
+    let elsewhere: Vec<Stale> = elsewhere
+        .filter_map(|row| Stale::of_row(&row.text).ok())
+        .collect();
+    let waits = |stale: &Stale| {
+        let Some(part) = stale.part().filter(|_| stale.follows()) else {
+            return false;
+        };
+        let mut others = elsewhere.iter().filter_map(Stale::part);
+        !knows_all || others.any(|other| other.of == part.of && other.nth < part.nth)
+    };
+    Ok(rows.into_iter().partition(|(_, stale)| !waits(stale)))
 }
 
 /// When a row is tried again that was claimed so often: after 1 s, doubling up to 5 s, so that those of other servers get
 /// their turn, and a server that is back hasn't long to wait.
-fn later(row: &Row) -> Duration {
-    Duration::from_secs(1) * 2_u32.pow(row.attempts.min(3)).min(5)
+fn later<S: Source>(shared: &Shared<S>, row: &Row) -> Duration {
+    match shared.without(Mechanism::RowBackoff) {
+        true => Duration::ZERO,
+        false => Duration::from_secs(1) * 2_u32.pow(row.attempts.min(3)).min(5),
+    }
 }
 
 /// Deletes rows that are older than anything that was filled before them.
@@ -336,6 +430,11 @@ fn report<T>(what: &'static str, outcome: Result<T>) -> Option<T> {
         .ok()
 }
 
+/// About this long, so that processes don't come together.
+fn jittered(period: Duration) -> Duration {
+    period.mul_f64(0.9 + fastrand::f64() / 5.0)
+}
+
 /// Tells when something is due that is done from time to time.
 struct Timer {
     every: Duration,
@@ -355,7 +454,7 @@ impl Timer {
         let now = rt.now();
         let is_due = now >= self.next;
         if is_due {
-            self.next = now + self.every.mul_f64(0.9 + fastrand::f64() / 5.0);
+            self.next = now + jittered(self.every);
         }
         is_due
     }

@@ -87,12 +87,18 @@ struct Watch<T: Entity> {
     keys: KeysOf<T>,
 }
 
+/// Hands over the keys of an image, or of a primary key.
+type Touch<I> = Box<dyn Fn(&I, &mut Touched<'_>) + Send + Sync>;
+
+/// The arguments of a query, as JSON.
+type Arguments<T> = Box<dyn Fn(&T) -> Result<String> + Send + Sync>;
+
 enum KeysOf<T: Entity> {
-    Images(Box<dyn Fn(&T, &mut Touched<'_>) + Send + Sync>),
-    Id(Box<dyn Fn(&T::Id, &mut Touched<'_>) + Send + Sync>),
+    Images(Touch<T>),
+    Id(Touch<T::Id>),
     Query {
         name: &'static str,
-        arguments: Box<dyn Fn(&T) -> Result<String> + Send + Sync>,
+        arguments: Arguments<T>,
     },
 }
 
@@ -196,7 +202,8 @@ impl<D: Dataset> FlushOn<D> {
         plan
     }
 
-    /// Flushes these keys of an image whenever one of these fields changed, and when a row is created or deleted.
+    /// Flushes these keys of an image whenever one of these fields changed, and when a row is created or deleted: with
+    /// [`FieldBits::NONE`], only then.
     pub fn entity<T, K>(
         &mut self,
         fields: impl Into<FieldBits>,
@@ -448,9 +455,10 @@ impl AccessorPlan {
 
 impl fmt::Display for AnyWatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let fields = match self.fields == FieldBits::ALL {
-            true => "any field".to_owned(),
-            false => self.field_names.join(", "),
+        let fields = match self.fields {
+            FieldBits::ALL => "any field".to_owned(),
+            FieldBits::NONE => "no field".to_owned(),
+            _ => self.field_names.join(", "),
         };
         write!(f, "{}: {fields}", self.entity_name)?;
         f.write_str(match self.created {
@@ -471,6 +479,21 @@ pub(crate) struct Plans<S: Source> {
     queries: HashMap<(&'static str, &'static str), Arc<dyn AnyQuery<S>>>,
     levels: HashMap<&'static str, usize>,
     longest_ttl: Duration,
+}
+
+/// Which images of an update are asked for their keys.
+#[derive(Clone, Copy)]
+pub(crate) enum Images {
+    Both,
+    /// Only the one after, as only a test asks.
+    After,
+}
+
+/// What a change touches of one accessor.
+pub(crate) enum Touching<'k> {
+    Keys(&'k Keys),
+    /// What a query will find, after the commit.
+    Unknown,
 }
 
 /// The data sets that watch one entity.
@@ -507,12 +530,13 @@ impl<S: Source> Plans<S> {
         Ok(plans)
     }
 
-    /// Adds what a change makes stale; the keys of each accessor are also handed to `own`.
+    /// Adds what a change makes stale; what it touches of each accessor is also handed to `own`.
     pub(crate) fn touch<T: Entity>(
         &self,
         change: &Change<'_, T>,
+        images: Images,
         stale: &mut Stale,
-        mut own: impl FnMut(&dyn AnyAccessor, &Keys),
+        mut own: impl FnMut(&dyn AnyAccessor, Touching<'_>),
     ) -> Result<()> {
         if let What::Rows(_) = change.what
             && !T::SET_BASED.contains(change.fields)
@@ -532,7 +556,8 @@ impl<S: Source> Plans<S> {
         };
         for (accessor, watch) in watchers {
             let watch: &Watch<T> = watch.downcast_ref().expect("watches are kept by entity");
-            if !watch.fields.intersects(change.fields) || (change.is_creation() && !watch.created) {
+            let is_watched = change.is_whole() || watch.fields.intersects(change.fields);
+            if !is_watched || (change.is_creation() && !watch.created) {
                 continue;
             }
             let level = stale.level(self.level(accessor.name()));
@@ -541,34 +566,41 @@ impl<S: Source> Plans<S> {
                 accessor: &**accessor,
                 keys: &mut keys,
             };
+            let images = match change.what {
+                What::Images { before, after } => match images {
+                    Images::After if after.is_some() => [None, after],
+                    Images::Both | Images::After => [before, after],
+                },
+                What::Rows(_) => [None, None],
+            };
+            let images = images.into_iter().flatten();
             match (&change.what, &watch.keys) {
-                (What::Images { before, after }, KeysOf::Images(keys)) => {
-                    before
-                        .iter()
-                        .chain(after)
-                        .for_each(|image| keys(image, &mut touched));
+                (What::Images { .. }, KeysOf::Images(keys)) => {
+                    images.for_each(|image| keys(image, &mut touched));
                 }
-                (What::Images { before, after }, KeysOf::Id(key)) => {
-                    let ids = before.iter().chain(after).map(|image| image.id());
-                    ids.for_each(|id| key(&id, &mut touched));
+                (What::Images { .. }, KeysOf::Id(key)) => {
+                    images.for_each(|image| key(&image.id(), &mut touched));
                 }
                 (What::Rows(ids), KeysOf::Id(key)) => {
                     ids.iter().for_each(|id| key(id, &mut touched));
                 }
-                (What::Images { before, after }, KeysOf::Query { name, arguments }) => {
-                    for image in before.iter().chain(after) {
+                (What::Images { .. }, KeysOf::Query { name, arguments }) => {
+                    for image in images {
                         level.defer(Deferred {
                             accessor: accessor.name().to_owned(),
                             query: (*name).to_owned(),
                             arguments: arguments(image)?,
                         });
                     }
+                    own(&**accessor, Touching::Unknown);
                 }
                 // Refused when the cache was built.
                 (What::Rows(_), KeysOf::Images(_) | KeysOf::Query { .. }) => {}
             }
-            own(&**accessor, &keys);
-            level.add(&keys);
+            if !keys.is_empty() {
+                own(&**accessor, Touching::Keys(&keys));
+                level.add(&keys);
+            }
         }
         Ok(())
     }

@@ -7,13 +7,31 @@ use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::contract::{Error, ErrorKind, Keys, Result};
+use crate::contract::{Error, ErrorKind, Keys, Prefix, Result};
 
 /// What one commit makes stale.
 #[derive(Debug, Default)]
 pub(crate) struct Stale {
     /// Keys of a later level are deleted once those of all earlier ones are confirmed.
     levels: Vec<Level>,
+    /// Where it is a row of several that one commit wrote.
+    part: Option<Part>,
+}
+
+/// A row of several that one commit wrote: what it has of later levels comes after those before it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Part {
+    /// Names the commit.
+    pub(crate) of: String,
+    pub(crate) nth: usize,
+}
+
+/// What is stale, for look-ups.
+pub(crate) struct Index<'s>(Vec<IndexOfLevel<'s>>);
+
+struct IndexOfLevel<'s> {
+    keys: HashSet<&'s [u8]>,
+    queries: HashSet<&'s Deferred>,
 }
 
 /// Keys that may be deleted together.
@@ -24,7 +42,7 @@ pub(crate) struct Level {
 }
 
 /// A query for keys that is asked after the commit.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct Deferred {
     pub(crate) accessor: String,
     pub(crate) query: String,
@@ -40,6 +58,8 @@ const ROW: usize = 10_000;
 struct Written<T> {
     v: u32,
     levels: Vec<WrittenLevel<T>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    part: Option<Part>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -74,6 +94,25 @@ impl Stale {
         &self.levels
     }
 
+    pub(crate) fn levels_mut(&mut self) -> &mut [Level] {
+        &mut self.levels
+    }
+
+    /// Where it is a row of several that one commit wrote.
+    pub(crate) fn part(&self) -> Option<&Part> {
+        self.part.as_ref()
+    }
+
+    /// Whether something in it is derived from what an earlier row of its commit has.
+    pub(crate) fn follows(&self) -> bool {
+        self.part.is_some() && self.levels.iter().skip(1).any(|level| !level.is_empty())
+    }
+
+    /// The first level that has something in it.
+    pub(crate) fn lowest(&self) -> Option<usize> {
+        self.levels.iter().position(|level| !level.is_empty())
+    }
+
     pub(crate) fn into_levels(self) -> Vec<Level> {
         self.levels
     }
@@ -94,17 +133,30 @@ impl Stale {
     /// As rows of the outbox, each of at most 10,000 keys.
     pub(crate) fn rows(&self) -> Vec<String> {
         if self.len() <= ROW {
-            return vec![self.row(0..usize::MAX)];
+            return vec![self.text()];
         }
-        let chunks = self.len().div_ceil(ROW);
-        (0..chunks)
-            .map(|chunk| self.row(chunk * ROW..(chunk + 1) * ROW))
+        let has_bases = self.levels.iter().filter(|level| !level.is_empty()).count() > 1;
+        let of = has_bases.then(|| Prefix::random().to_string());
+        let part = |nth| {
+            Some(Part {
+                of: of.clone()?,
+                nth,
+            })
+        };
+        let chunks = 0..self.len().div_ceil(ROW);
+        chunks
+            .map(|nth| self.row(nth * ROW..(nth + 1) * ROW, part(nth)))
             .collect()
+    }
+
+    /// As one row of the outbox.
+    pub(crate) fn text(&self) -> String {
+        self.row(0..usize::MAX, self.part.clone())
     }
 
     /// Those keys, counted over all levels; queries go into the last row, so that what they are derived from is in no
     /// later one.
-    fn row(&self, range: std::ops::Range<usize>) -> String {
+    fn row(&self, range: std::ops::Range<usize>, part: Option<Part>) -> String {
         let is_last = range.end >= self.len();
         let mut seen = 0;
         let levels = self.levels.iter().map(|level| {
@@ -123,6 +175,7 @@ impl Stale {
         let written = Written {
             v: FORM,
             levels: levels.collect(),
+            part,
         };
         serde_json::to_string(&written).expect("texts and lists of texts are JSON")
     }
@@ -142,7 +195,10 @@ impl Stale {
         if written.v != FORM {
             return Err(unreadable(format!("it has the form {}", written.v)));
         }
-        let mut stale = Self::default();
+        let mut stale = Self {
+            part: written.part,
+            ..Self::default()
+        };
         for (index, level) in written.levels.into_iter().enumerate() {
             let into = stale.level(index);
             for key in &level.keys {
@@ -163,19 +219,28 @@ impl Stale {
         copy
     }
 
+    /// For finding what of others is in this.
+    pub(crate) fn index(&self) -> Index<'_> {
+        let levels = self.levels.iter().map(|level| IndexOfLevel {
+            keys: level.keys.iter().map(|key| key.as_bytes()).collect(),
+            queries: level.queries.iter().collect(),
+        });
+        Index(levels.collect())
+    }
+
     /// What of this is also in the other one.
-    pub(crate) fn within(&self, other: &Self) -> Self {
-        let mut common = Self::default();
-        for (index, (ours, theirs)) in self.levels.iter().zip(&other.levels).enumerate() {
-            let keys: HashSet<&[u8]> = theirs.keys.iter().map(|key| key.as_bytes()).collect();
+    pub(crate) fn within(&self, other: &Index<'_>) -> Self {
+        let mut common = Self {
+            part: self.part.clone(),
+            ..Self::default()
+        };
+        for (index, (ours, theirs)) in self.levels.iter().zip(&other.0).enumerate() {
             let positions = ours.keys.iter().enumerate();
-            let positions = positions.filter(|(_, key)| keys.contains(key.as_bytes()));
+            let positions = positions.filter(|(_, key)| theirs.keys.contains(key.as_bytes()));
             let into = common.level(index);
             into.add(&ours.keys.select(positions.map(|(position, _)| position)));
-            let queries = ours
-                .queries
-                .iter()
-                .filter(|query| theirs.queries.contains(query));
+            let queries = ours.queries.iter();
+            let queries = queries.filter(|query| theirs.queries.contains(query));
             into.queries.extend(queries.cloned());
         }
         common

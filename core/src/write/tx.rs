@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::committed::{CommitError, Committed, Flush, TransactionError};
+use super::deliver::ask_queries;
+use super::plan::{Images, Touching};
 use super::stale::Stale;
 use super::writes::{Own, Writes};
 use super::{Before, Change, CommitFailure, Entity, LockRow, RowId, Savepoint, Transactional};
@@ -67,6 +69,8 @@ impl<S: Transactional> Cache<S> {
     pub fn begin(&self) -> impl Future<Output = Result<Tx<S>, S::Error>> + Send + '_ {
         let place = Location::caller();
         async move {
+            // Here and not at the commit, which holds locks.
+            self.shared.generations.may_commit().await;
             let inner = self.shared.source.begin().await?;
             self.shared.writes.opened(place);
             Ok(Tx {
@@ -121,14 +125,26 @@ impl<S: Transactional> Tx<S> {
         let writes = &self.cache.shared.writes;
         let (scope, own) = (self.cache.scope(), &mut self.own);
         let generations = &self.cache.shared.generations;
-        let touched = writes
-            .plans
-            .touch(&change, &mut self.stale, |accessor, keys| {
+        let images = match self.cache.shared.without(Mechanism::BothImages) {
+            true => Images::After,
+            false => Images::Both,
+        };
+        let touched = (writes.plans).touch(
+            &change,
+            images,
+            &mut self.stale,
+            |accessor, touched: Touching<'_>| {
                 if let Some(scope) = scope.filter(|_| accessor.tier() == TierKind::Request) {
-                    let prefix = generations.prefix_of(accessor.name());
-                    own.push(Own::drop_from(scope, keys.under(prefix)));
+                    own.push(match touched {
+                        Touching::Keys(keys) => {
+                            let prefix = generations.prefix_of(accessor.name());
+                            Own::drop_from(scope, keys.under(prefix))
+                        }
+                        Touching::Unknown => Own::end(scope),
+                    });
                 }
-            });
+            },
+        );
         if let Err(error) = touched {
             self.refused.get_or_insert(error);
         }
@@ -203,9 +219,10 @@ impl<S: Transactional> Tx<S> {
     ///
     /// That nothing was committed, or that it isn't known: see [`CommitError`].
     pub async fn commit(mut self) -> Result<Committed, CommitError<S::Error>> {
-        let commit = self.prepare().await?;
         let shared = Arc::clone(&self.cache.shared);
-        let task = shared.tasks.track_future(commit.run());
+        // All of it, what is still before the commit too: a client that hangs up has forgotten nothing.
+        let commit = async move { self.prepare().await?.run().await };
+        let task = shared.tasks.track_future(commit);
         shared
             .rt
             .spawn(task)
@@ -347,7 +364,7 @@ impl<S: Transactional> Commit<S> {
         let Self {
             inner,
             cache,
-            stale,
+            mut stale,
             own,
             ids,
         } = self;
@@ -356,6 +373,9 @@ impl<S: Transactional> Commit<S> {
         let early = shared.without(Mechanism::FlushAfterCommit);
         if early {
             let _ = Writes::flush(shared, stale.copy(), Vec::new(), cache.tally()).await;
+        }
+        if shared.without(Mechanism::QueryAfterCommit) {
+            ask_queries(shared, &mut stale).await;
         }
         match S::commit(inner).await {
             Ok(()) => counters.commits.add(1),

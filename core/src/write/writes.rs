@@ -1,5 +1,6 @@
 //! What the writes of one cache share: their plans, the outbox, and the flushes that wait.
 
+use std::collections::HashSet;
 use std::panic::Location;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -146,6 +147,16 @@ impl<S: Source> Writes<S> {
             .collect()
     }
 
+    /// Takes those whose rows are all gone from the outbox, or are now.
+    pub(super) fn take_delivered(&self, gone: &HashSet<RowId>) -> Vec<Waiting> {
+        let is_delivered = |waiting: &mut Waiting| {
+            let had_rows = !waiting.rows.is_empty();
+            waiting.rows.retain(|id| !gone.contains(id));
+            had_rows && waiting.rows.is_empty()
+        };
+        self.lock_waiting().extract_if(.., is_delivered).collect()
+    }
+
     pub(super) fn wait_again(&self, waiting: Waiting) {
         self.lock_waiting().push(waiting);
     }
@@ -242,6 +253,8 @@ pub(super) fn pause(attempts: u32) -> Duration {
 pub(crate) struct Own {
     scope: Weak<dyn Scope>,
     wire: Keys,
+    /// Not known by its keys, so that the whole scope ends with the flush.
+    all: bool,
 }
 
 impl Own {
@@ -251,6 +264,16 @@ impl Own {
         Self {
             scope: Arc::downgrade(scope),
             wire,
+            all: false,
+        }
+    }
+
+    /// Ends what the request keeps once the flush is over: what a query will find of it, nobody knows yet.
+    pub(crate) fn end(scope: &Arc<dyn Scope>) -> Self {
+        Self {
+            scope: Arc::downgrade(scope),
+            wire: Keys::new(),
+            all: true,
         }
     }
 
@@ -261,6 +284,10 @@ impl Own {
             let Some(scope) = own.scope.upgrade() else {
                 continue;
             };
+            if std::mem::take(&mut own.all) {
+                scope.end();
+                continue;
+            }
             let (old, dropped): (Vec<usize>, Vec<usize>) = (0..wire.len())
                 .partition(|&index| undelivered.holds(wire.get(index).without_prefix()));
             scope.forget(&wire.select(dropped));
@@ -271,14 +298,18 @@ impl Own {
     /// Nothing was written after all.
     pub(crate) fn leave(mut self) {
         self.wire = Keys::new();
+        self.all = false;
     }
 }
 
 impl Drop for Own {
     fn drop(&mut self) {
-        if let Some(scope) = self.scope.upgrade()
-            && !self.wire.is_empty()
-        {
+        let Some(scope) = self.scope.upgrade() else {
+            return;
+        };
+        if self.all {
+            scope.end();
+        } else if !self.wire.is_empty() {
             scope.distrust(&self.wire);
         }
     }

@@ -8,11 +8,10 @@
 use std::time::Instant;
 
 use larder::Dictionary;
-use sqlx::sqlite::SqliteConnection;
 use tracing::info;
 
 use crate::data::sample;
-use crate::db::Db;
+use crate::db::{Conn, Db, Sql};
 use crate::fill::unix_time;
 use crate::{During as _, StartResult};
 
@@ -28,7 +27,7 @@ const FEWEST: usize = 200;
 /// Trains a dictionary from messages of this database and makes it the current one.
 ///
 /// A database with a handful of messages gets none: they are then compressed without.
-pub async fn train(db: &mut SqliteConnection) -> StartResult<()> {
+pub async fn train(db: &mut Conn) -> StartResult<()> {
     let what = "can't train the messages' dictionary";
     let messages = sample(db, SAMPLES).await.during(what)?;
     if messages.len() < FEWEST {
@@ -45,21 +44,20 @@ pub async fn train(db: &mut SqliteConnection) -> StartResult<()> {
         .collect::<Result<Vec<_>, _>>()
         .during(what)?;
     let dictionary = Dictionary::train(&samples, SIZE).during(what)?;
-    sqlx::query("UPDATE dictionaries SET is_current = 0")
-        .execute(&mut *db)
+    let retire = Sql::same("UPDATE dictionaries SET is_current = false");
+    db.query(retire).execute().await.during(what)?;
+    // The same messages give the same dictionary.
+    let insert = Sql::same(
+        "INSERT INTO dictionaries (id, bytes, created_at, is_current) VALUES ($1, $2, $3, true) \
+         ON CONFLICT (id) DO UPDATE SET is_current = true",
+    );
+    db.query(insert)
+        .bind(i64::from(dictionary.id()))
+        .bind(dictionary.bytes())
+        .bind(unix_time())
+        .execute()
         .await
         .during(what)?;
-    // The same messages give the same dictionary.
-    sqlx::query(
-        "INSERT INTO dictionaries (id, bytes, created_at, is_current) VALUES (?, ?, ?, 1) \
-         ON CONFLICT (id) DO UPDATE SET is_current = 1",
-    )
-    .bind(dictionary.id())
-    .bind(dictionary.bytes())
-    .bind(unix_time())
-    .execute(&mut *db)
-    .await
-    .during(what)?;
     info!(
         id = dictionary.id(),
         bytes = dictionary.bytes().len(),
@@ -84,11 +82,8 @@ impl Dictionaries {
     pub async fn read(db: &Db) -> StartResult<Self> {
         let what = "can't read the messages' dictionaries";
         let mut connection = db.read().await.during(what)?;
-        let rows: Vec<(Vec<u8>, bool)> =
-            sqlx::query_as("SELECT bytes, is_current FROM dictionaries ORDER BY created_at")
-                .fetch_all(&mut *connection)
-                .await
-                .during(what)?;
+        let all = Sql::same("SELECT bytes, is_current FROM dictionaries ORDER BY created_at");
+        let rows: Vec<(Vec<u8>, bool)> = connection.query(all).all().await.during(what)?;
         let mut dictionaries = Self::default();
         for (bytes, is_current) in rows {
             let dictionary = Dictionary::new(bytes).during(what)?;

@@ -44,7 +44,7 @@ async fn run(options: &Options) -> StartResult<()> {
         ))
     })?;
     let address = listener.local_addr().unwrap_or(options.listen);
-    info!(db = %options.db.display(), store = app.store(), "listening on http://{address}");
+    info!(db = %options.db, store = app.store(), "listening on http://{address}");
 
     let (stop, mut stopped) = watch::channel(false);
     let server = axum::serve(listener, http::router(std::sync::Arc::clone(&app)))

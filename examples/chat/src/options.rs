@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Parser;
+use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use larder::Config;
 
-use crate::lock::beside;
+use crate::db::Location;
 
 /// A chat whose message history is served through larder.
 ///
@@ -19,9 +20,10 @@ pub struct Options {
     #[arg(long, value_name = "URL")]
     pub cache: Option<String>,
 
-    /// The database file; the store's prefix is kept beside it, unless LARDER_PREFIX names one
-    #[arg(long, value_name = "PATH", default_value = "larder-chat.db")]
-    pub db: PathBuf,
+    /// The database: a file, or postgres://USER:PASSWORD@HOST/DATABASE
+    #[arg(long, value_name = "PATH|URL", default_value = "larder-chat.db",
+        value_parser = OsStringValueParser::new().try_map(Location::parse))]
+    pub db: Location,
 
     /// Where to listen
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
@@ -42,31 +44,9 @@ pub struct Options {
 
 impl Options {
     /// The configuration of the cache, without what the environment says.
-    ///
-    /// The prefix is kept in a file beside the database, unless another place is configured.
     pub fn config(&self) -> larder::Result<Config> {
-        let prefix_file = beside(&self.db, "prefix");
-        // A path that isn't UTF-8 can't be in a configuration; who has one names the prefix.
-        let default = prefix_file.to_str().map_or_else(
-            || "memory://".to_owned(),
-            |path| format!("memory://?prefix_file={}", escaped(path)),
-        );
-        Config::new(&default)?.args(self.cache.as_ref().map(|url| ("url", url)))
+        Config::new("memory://")?.args(self.cache.as_ref().map(|url| ("url", url)))
     }
-}
-
-/// A text as the value of a key in a URL.
-fn escaped(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'/' | b'.' | b'_' | b'-' => {
-                escaped.push(byte.into())
-            }
-            _ => escaped.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    escaped
 }
 
 /// How many messages to generate; equal numbers and seeds give equal databases.
@@ -104,7 +84,7 @@ impl Default for Generated {
 mod tests {
     use clap::{CommandFactory as _, Parser as _};
 
-    use super::{Config, Generated, Options};
+    use super::{Generated, Location, Options};
 
     #[test]
     fn command_line_is_consistent() {
@@ -115,13 +95,15 @@ mod tests {
     }
 
     #[test]
-    fn prefix_file_is_beside_the_database_unless_configured() {
-        let options = Options::try_parse_from(["larder-chat", "--db", "/tmp/a b&%ü.db"]).unwrap();
-        let config = options.config().unwrap();
-        let file = |config: &Config| config.settings().unwrap().prefix().unwrap().file;
-        assert_eq!(file(&config), Some("/tmp/a b&%ü.db.prefix".into()));
-        let config = config.vars([("LARDER_PREFIX_FILE", "/run/p")]).unwrap();
-        assert_eq!(file(&config), Some("/run/p".into()));
+    fn the_database_is_a_file_or_a_url() {
+        let db = |db| {
+            Options::try_parse_from(["larder-chat", "--db", db])
+                .unwrap()
+                .db
+        };
+        assert_eq!(db("a b.db"), Location::Sqlite("a b.db".into()));
+        let url = "postgres://localhost/chat";
+        assert_eq!(db(url), Location::Postgres(url.to_owned()));
     }
 
     #[test]

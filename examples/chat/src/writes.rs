@@ -1,44 +1,28 @@
-//! The chat's writes, and what each makes stale.
+//! The chat's writes: transactions that say what they changed.
 //!
-//! A write changes the database, commits, and then flushes, in this order and never another: what is flushed before the
-//! commit would be filled again with the old rows. One function per entity knows all keys that the entity appears under,
-//! those of its old self and those of its new one. It must cover creation too, since absence is cached.
+//! Each locks the rows that it changes, writes them, and says so: [`Tx::changed`] with the image before and the one after.
+//! What that makes stale, the data sets have declared; that it is flushed after the commit, whatever happens to the
+//! request or the process, is larder's. No function here knows a key.
 //!
-//! The cache is that of the request that writes: so its flush also drops what the request has read of the past.
-//!
-//! Callers run these inside [`App::write`](crate::App::write), so that nobody can hang up in between.
+//! The cache is that of the request that writes: what the request has read of the past is dropped as well.
 
 use std::fmt;
-use std::time::{Duration, Instant};
 
-use larder::{Cache, Direct, FlushError, LoadError};
-use sqlx::sqlite::SqliteConnection;
-use tracing::warn;
+use larder::{Cache, Change, CommitError, Committed, LoadError, Tx};
 
 use crate::data::{
-    DisplayNames, Email, Message, MessageId, Messages, NewMessage, Stream, StreamId, Streams, User,
-    UserId, UserPatch, Users, UsersByEmail,
+    Email, Message, MessageField, MessageId, NewMessage, Reaction, ReactionId, Stream, StreamId,
+    StreamPatch, Streams, Subscription, Topic, User, UserId, UserPatch, Users,
 };
 use crate::db::Db;
 
-/// What was committed, and whether the cache knows.
+/// What was written, and what is known of its flush.
 #[derive(Clone, Debug)]
 pub struct Written<T> {
-    /// What was committed.
+    /// What was written, as it is now.
     pub value: T,
-    /// Whether the flush was confirmed.
-    pub flush: Flush,
-    /// How long the flush took.
-    pub flushing: Duration,
-}
-
-/// Whether a flush was confirmed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Flush {
-    /// From now on nobody reads the past.
-    Done,
-    /// A server didn't confirm: its entries may show the past until their TTL.
-    Failed,
+    /// Whether everybody sees it.
+    pub committed: Committed,
 }
 
 /// Why a write wasn't done.
@@ -48,7 +32,15 @@ pub enum WriteError {
     UnknownUser(UserId),
     /// There is no such stream.
     UnknownStream(StreamId),
-    /// The user may not send messages.
+    /// There is no such message.
+    UnknownMessage(MessageId),
+    /// There is no message in the topic.
+    UnknownTopic(Topic),
+    /// Nobody has reacted like that.
+    UnknownReaction(ReactionId),
+    /// The user has reacted like that before.
+    HasReacted(ReactionId),
+    /// The user may not write.
     Inactive(UserId),
     /// Another user has the address.
     EmailTaken(Email),
@@ -56,6 +48,8 @@ pub enum WriteError {
     Database(sqlx::Error),
     /// The trouble of a read in the same transaction.
     Load(LoadError<sqlx::Error>),
+    /// The trouble of the commit: it may have come about even so.
+    Commit(CommitError<sqlx::Error>),
 }
 
 impl fmt::Display for WriteError {
@@ -63,12 +57,28 @@ impl fmt::Display for WriteError {
         match self {
             Self::UnknownUser(id) => write!(f, "there is no user {id}"),
             Self::UnknownStream(id) => write!(f, "there is no stream {id}"),
-            Self::Inactive(id) => write!(f, "user {id} is not active, so it can't send messages"),
+            Self::UnknownMessage(id) => write!(f, "there is no message {id}"),
+            Self::UnknownTopic(Topic { stream_id, subject }) => {
+                write!(f, "stream {stream_id} has no message about `{subject}`")
+            }
+            Self::UnknownReaction(id) => {
+                let (user, message) = (id.user_id, id.message_id);
+                write!(
+                    f,
+                    "user {user} hasn't reacted like that to message {message}"
+                )
+            }
+            Self::HasReacted(id) => {
+                let (user, message) = (id.user_id, id.message_id);
+                write!(f, "user {user} has reacted like that to message {message}")
+            }
+            Self::Inactive(id) => write!(f, "user {id} is not active, so it can't write"),
             Self::EmailTaken(email) => {
                 write!(f, "another user has the e-mail address {}", email.as_str())
             }
             Self::Database(error) => error.fmt(f),
             Self::Load(error) => error.fmt(f),
+            Self::Commit(error) => error.fmt(f),
         }
     }
 }
@@ -87,7 +97,16 @@ impl From<LoadError<sqlx::Error>> for WriteError {
     }
 }
 
-/// A message as it was sent, with the names a reader needs.
+impl From<CommitError<sqlx::Error>> for WriteError {
+    fn from(error: CommitError<sqlx::Error>) -> Self {
+        Self::Commit(error)
+    }
+}
+
+/// What a write answers.
+pub type WriteResult<T> = Result<Written<T>, WriteError>;
+
+/// A message as it was sent, with what a reader needs of others.
 #[derive(Clone, Debug)]
 pub struct Sent {
     /// The message.
@@ -99,107 +118,179 @@ pub struct Sent {
 }
 
 /// Sends a message.
-pub async fn send_message(
-    db: Db,
-    cache: Cache<Db>,
-    new: NewMessage,
-) -> Result<Written<Sent>, WriteError> {
-    let mut tx = db.begin().await?;
-    let sender = user(&mut tx, new.sender_id).await?;
-    if !sender.is_active {
-        return Err(WriteError::Inactive(sender.id));
-    }
-    let stream = larder::get::<Streams>(Direct(&mut *tx), &new.stream_id)
-        .await?
-        .ok_or(WriteError::UnknownStream(new.stream_id))?;
+pub async fn send_message(cache: &Cache<Db>, new: NewMessage) -> WriteResult<Sent> {
+    let mut tx = cache.begin().await?;
+    let sender = writer(&mut tx, new.sender_id).await?;
+    let stream = stream(&mut tx, new.stream_id).await?;
     let message = new.insert(&mut tx).await?;
-    let committed = tx.commit().await;
-    // A commit that failed may still have happened, and a flush too many harms nobody.
-    let begin = Instant::now();
-    let flush = flush_message(&cache, message.id).await;
-    let flushing = begin.elapsed();
-    committed?;
-    let value = Sent {
+    tx.changed(Change::create(&message));
+    let sent = Sent {
         message,
         stream,
         sender,
     };
-    Ok(Written {
-        value,
-        flush,
-        flushing,
-    })
+    commit(tx, sent).await
 }
 
 /// Changes a user.
-pub async fn change_user(
-    db: Db,
-    cache: Cache<Db>,
-    id: UserId,
-    patch: UserPatch,
-) -> Result<Written<User>, WriteError> {
-    let mut tx = db.begin().await?;
-    // Read where it is written, past the cache: the image before the change must be exact.
-    let before = user(&mut tx, id).await?;
+pub async fn change_user(cache: &Cache<Db>, id: UserId, patch: UserPatch) -> WriteResult<User> {
+    let mut tx = cache.begin().await?;
+    let before = tx.lock::<User>(&id).await?;
+    let before = before.ok_or(WriteError::UnknownUser(id))?;
     let after = patch.apply(&before);
-    after.update(&mut tx).await.map_err(|error| {
-        let taken = error
-            .as_database_error()
-            .is_some_and(|error| error.is_unique_violation());
-        if taken {
-            WriteError::EmailTaken(after.email.clone())
-        } else {
-            error.into()
-        }
-    })?;
-    let committed = tx.commit().await;
-    let begin = Instant::now();
-    let flush = flush_user(&cache, Some(&before), &after).await;
-    let flushing = begin.elapsed();
-    committed?;
-    Ok(Written {
-        value: after,
-        flush,
-        flushing,
-    })
+    let updated = after.update(&mut tx).await;
+    updated.map_err(|error| email_taken(error, &after.email))?;
+    tx.changed(Change::update(&before, &after));
+    commit(tx, after).await
 }
 
-async fn user(db: &mut SqliteConnection, id: UserId) -> Result<User, WriteError> {
-    larder::get::<Users>(Direct(db), &id)
-        .await?
-        .ok_or(WriteError::UnknownUser(id))
-}
-
-/// Flushes everything that is cached of a message: it was created (`Messages` may remember that there was none) or
-/// changed.
-pub async fn flush_message(cache: &Cache<Db>, id: MessageId) -> Flush {
-    confirmed([cache.flush::<Messages>([id]).await])
-}
-
-/// Flushes everything that is cached of a user: it was created (then there is no `before`) or changed.
-///
-/// Both its addresses are flushed, the one that no longer leads to the user and the one that led nowhere before.
-pub async fn flush_user(cache: &Cache<Db>, before: Option<&User>, after: &User) -> Flush {
-    let mut emails = vec![after.email.clone()];
-    emails.extend(
-        before
-            .map(|user| user.email.clone())
-            .filter(|email| *email != after.email),
-    );
-    // All are tried, whatever comes of the others.
-    let (by_id, name, by_email) = tokio::join!(
-        cache.flush::<Users>([after.id]),
-        cache.flush::<DisplayNames>([after.id]),
-        cache.flush::<UsersByEmail>(emails)
-    );
-    confirmed([by_id, name, by_email])
-}
-
-fn confirmed<const N: usize>(flushes: [Result<(), FlushError>; N]) -> Flush {
-    let mut all = Flush::Done;
-    for error in flushes.into_iter().filter_map(Result::err) {
-        warn!(%error, "a flush failed: entries may show the past until their TTL");
-        all = Flush::Failed;
+/// Gives each of two users the other one's e-mail address: both addresses lead to somebody else at once.
+pub async fn swap_emails(cache: &Cache<Db>, one: UserId, other: UserId) -> WriteResult<[User; 2]> {
+    let mut tx = cache.begin().await?;
+    // Always the smaller id first, so that two who swap the same users don't wait for each other.
+    let mut locked = Vec::with_capacity(2);
+    for id in [one.min(other), one.max(other)] {
+        let user = tx.lock::<User>(&id).await?;
+        locked.push(user.ok_or(WriteError::UnknownUser(id))?);
     }
-    all
+    let patch = |email: &Email| UserPatch {
+        email: Some(email.clone()),
+        ..UserPatch::default()
+    };
+    let first = patch(&locked[1].email).apply(&locked[0]);
+    let second = patch(&locked[0].email).apply(&locked[1]);
+    locked[0].lend_email(&mut tx).await?;
+    second.update(&mut tx).await?;
+    first.update(&mut tx).await?;
+    tx.changed_many([
+        Change::update(&locked[0], &first),
+        Change::update(&locked[1], &second),
+    ]);
+    let users = match first.id == one {
+        true => [first, second],
+        false => [second, first],
+    };
+    commit(tx, users).await
+}
+
+/// Changes a stream: its readers' lists show its name, and larder asks the database who they are.
+pub async fn change_stream(
+    cache: &Cache<Db>,
+    id: StreamId,
+    patch: StreamPatch,
+) -> WriteResult<Stream> {
+    let mut tx = cache.begin().await?;
+    let before = tx.lock::<Stream>(&id).await?;
+    let before = before.ok_or(WriteError::UnknownStream(id))?;
+    let after = patch.apply(&before);
+    after.update(&mut tx).await?;
+    tx.changed(Change::update(&before, &after));
+    commit(tx, after).await
+}
+
+/// Has a user read a stream, or no longer.
+pub async fn subscribe(
+    cache: &Cache<Db>,
+    stream_id: StreamId,
+    user_id: UserId,
+    is_active: bool,
+) -> WriteResult<Subscription> {
+    let mut tx = cache.begin().await?;
+    stream(&mut tx, stream_id).await?;
+    user(&mut tx, user_id).await?;
+    let id = (stream_id, user_id);
+    let before = tx.lock::<Subscription>(&id).await?;
+    let after = Subscription::store(&mut tx, id, is_active).await?;
+    tx.changed(match &before {
+        Some(before) => Change::update(before, &after),
+        None => Change::create(&after),
+    });
+    commit(tx, after).await
+}
+
+/// Moves a whole topic by one statement: the messages' ids and versions are all that is known of them, and all that their
+/// entries need.
+pub async fn move_topic(
+    cache: &Cache<Db>,
+    from: &Topic,
+    to: &Topic,
+) -> WriteResult<Vec<(MessageId, i64)>> {
+    let mut tx = cache.begin().await?;
+    stream(&mut tx, to.stream_id).await?;
+    let moved = from.rename(&mut tx, to).await?;
+    if moved.is_empty() {
+        return Err(WriteError::UnknownTopic(from.clone()));
+    }
+    let ids = moved.iter().map(|(id, _)| *id);
+    let fields = [MessageField::Place, MessageField::Version];
+    tx.changed(Change::<Message>::rows(ids, fields));
+    commit(tx, moved).await
+}
+
+/// Adds a reaction to a message; answers the message.
+pub async fn react(cache: &Cache<Db>, reaction: Reaction) -> WriteResult<Message> {
+    let mut tx = cache.begin().await?;
+    writer(&mut tx, reaction.user_id).await?;
+    // The message's row stands for its reactions: whoever holds it is the only one who reacts.
+    let before = tx.lock::<Message>(&reaction.message_id).await?;
+    let before = before.ok_or(WriteError::UnknownMessage(reaction.message_id))?;
+    if before.reactions.iter().any(|known| known.is(&reaction)) {
+        return Err(WriteError::HasReacted(larder::Entity::id(&reaction)));
+    }
+    reaction.insert(&mut tx).await?;
+    let reactions = before.reactions.iter().chain([&reaction]).cloned();
+    let after = before.reacted(&mut tx, reactions.collect()).await?;
+    tx.changed(Change::create(&reaction));
+    tx.changed(Change::update(&before, &after));
+    commit(tx, after).await
+}
+
+/// Takes a reaction back; answers the message.
+pub async fn unreact(cache: &Cache<Db>, id: ReactionId) -> WriteResult<Message> {
+    let mut tx = cache.begin().await?;
+    let before = tx.lock::<Message>(&id.message_id).await?;
+    let before = before.ok_or(WriteError::UnknownMessage(id.message_id))?;
+    let reaction = tx.lock::<Reaction>(&id).await?;
+    let Some(reaction) = reaction else {
+        return Err(WriteError::UnknownReaction(id));
+    };
+    reaction.delete(&mut tx).await?;
+    let reactions = before.reactions.iter().filter(|known| !known.is(&reaction));
+    let reactions = reactions.cloned().collect();
+    let after = before.reacted(&mut tx, reactions).await?;
+    tx.changed(Change::delete(&reaction));
+    tx.changed(Change::update(&before, &after));
+    commit(tx, after).await
+}
+
+async fn commit<T>(tx: Tx<Db>, value: T) -> WriteResult<T> {
+    let committed = tx.commit().await?;
+    Ok(Written { value, committed })
+}
+
+/// A user who may write. It is read through the transaction: past the cache, and as of the write.
+async fn writer(tx: &mut Tx<Db>, id: UserId) -> Result<User, WriteError> {
+    let user = user(tx, id).await?;
+    match user.is_active {
+        true => Ok(user),
+        false => Err(WriteError::Inactive(id)),
+    }
+}
+
+async fn user(tx: &mut Tx<Db>, id: UserId) -> Result<User, WriteError> {
+    let user = larder::get::<Users>(tx, &id).await?;
+    user.ok_or(WriteError::UnknownUser(id))
+}
+
+async fn stream(tx: &mut Tx<Db>, id: StreamId) -> Result<Stream, WriteError> {
+    let stream = larder::get::<Streams>(tx, &id).await?;
+    stream.ok_or(WriteError::UnknownStream(id))
+}
+
+fn email_taken(error: sqlx::Error, email: &Email) -> WriteError {
+    let answer = error.as_database_error();
+    match answer.is_some_and(|answer| answer.is_unique_violation()) {
+        true => WriteError::EmailTaken(email.clone()),
+        false => error.into(),
+    }
 }

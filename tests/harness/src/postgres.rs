@@ -91,7 +91,7 @@ impl PostgresServer {
             chown(directory.path(), Some(user.uid), Some(user.gid))
                 .expect("root may give a directory away");
         }
-        let mut init = command(&programs.join("initdb"), user);
+        let mut init = command(programs.join("initdb"), user);
         init.args(["--no-sync", "-A", "trust", "-U", "larder", "-E", "UTF8"])
             .args(["--locale=C", "-D"])
             .arg(directory.path().join("data"));
@@ -138,7 +138,7 @@ impl PostgresServer {
     ///
     /// If one of them fails.
     pub fn ask(&self, url: &str, statements: &str) -> String {
-        let mut psql = command(&self.programs.join("psql"), self.user);
+        let mut psql = command(self.programs.join("psql"), self.user);
         psql.args([
             "-XqAt",
             "-v",

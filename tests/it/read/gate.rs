@@ -36,7 +36,7 @@ pub(crate) struct Barrier {
 }
 
 impl Barrier {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             closed: Mutex::new(None),
             arrived: Semaphore::new(0),
@@ -58,7 +58,7 @@ impl Barrier {
         self.arrived.acquire().await.unwrap().forget();
     }
 
-    async fn pass(&self) {
+    pub(crate) async fn pass(&self) {
         let closed = self.closed.lock().unwrap().clone();
         if let Some(closed) = closed {
             self.arrived.add_permits(1);
@@ -226,7 +226,13 @@ impl Backend for Gate {
     }
 
     async fn check(&self) -> Vec<ServerCheck> {
-        self.inner.check().await
+        let mut answers = self.inner.check().await;
+        if self.down.load(Ordering::Relaxed) {
+            for check in &mut answers {
+                check.answer = Err(Error::new(ErrorKind::Unavailable, "the gate is shut"));
+            }
+        }
+        answers
     }
 
     async fn close(&self, deadline: Duration) {

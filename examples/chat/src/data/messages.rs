@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use larder::{Compression, Dataset, FlushOn, Lifetime, NoTier, Plain};
+use larder::{
+    Compression, Dataset, Entity, FieldBits, FieldSet, FlushOn, Lifetime, LockRow, NoTier, Plain,
+};
 use serde::{Deserialize, Serialize};
-use sqlx::QueryBuilder;
-use sqlx::sqlite::{Sqlite, SqliteConnection};
 
-use super::{MessageId, StreamId, UserId, id_list};
-use crate::db::Db;
+use super::{MessageId, Reaction, StreamId, UserId};
+use crate::db::{Conn, Db, Sql, sql};
+
+larder::dataset!(Messages);
 
 /// A message, without anything that changes for other reasons than the message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,8 +35,10 @@ pub struct Message {
     pub last_edit_timestamp: Option<i64>,
     /// What it said before, latest edit first.
     pub edit_history: Vec<Edit>,
-    /// Who reacted how.
+    /// Who reacted how, in the order they did.
     pub reactions: Vec<Reaction>,
+    /// How often the row was written, or a reaction to it.
+    pub version: i64,
 }
 
 impl Message {
@@ -61,17 +65,122 @@ pub struct Edit {
     pub prev_topic: Option<String>,
 }
 
-/// One person's reaction to a message.
+/// What of a message can change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MessageField {
+    /// [`Message::stream_id`] and [`Message::subject`]
+    Place,
+    /// [`Message::version`], with every write
+    Version,
+    /// Everything else
+    Text,
+}
+
+impl FieldSet for MessageField {
+    const ALL: &'static [Self] = &[Self::Place, Self::Version, Self::Text];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Place => "place",
+            Self::Version => "version",
+            Self::Text => "text",
+        }
+    }
+}
+
+impl Entity for Message {
+    const NAME: &'static str = "message";
+    /// A topic is moved by one statement that shows no images: see [`Topic::rename`].
+    const SET_BASED: FieldBits =
+        FieldBits::at([MessageField::Place as usize, MessageField::Version as usize]);
+
+    type Id = MessageId;
+    type Field = MessageField;
+
+    fn id(&self) -> MessageId {
+        self.id
+    }
+
+    fn diff(&self, other: &Self) -> FieldBits {
+        let place = |message: &Self| (message.stream_id, message.subject.clone());
+        let text = |message: &Self| {
+            let Self {
+                sender_id,
+                content,
+                rendered_content,
+                client,
+                timestamp,
+                last_edit_timestamp,
+                edit_history,
+                ..
+            } = message.clone();
+            let edits = (last_edit_timestamp, edit_history);
+            (
+                sender_id,
+                content,
+                rendered_content,
+                client,
+                timestamp,
+                edits,
+            )
+        };
+        FieldBits::of([
+            (MessageField::Place, place(self) != place(other)),
+            (MessageField::Version, self.version != other.version),
+            (MessageField::Text, text(self) != text(other)),
+        ])
+    }
+}
+
+impl LockRow<Db> for Message {
+    async fn lock(conn: &mut Conn, id: &MessageId) -> sqlx::Result<Option<Self>> {
+        // The reactions are read once the lock is there: before, others may still be writing them.
+        let lock = sql!("SELECT id FROM messages WHERE id = $1", for_update);
+        let _: Option<(i64,)> = conn.query(lock).bind(id.0).optional().await?;
+        let found = Messages::load(conn, vec![*id]).await?;
+        Ok(found.into_iter().next().map(|(_, message)| message))
+    }
+}
+
+impl Message {
+    /// Counts a write of this message, whose row is locked, that its reactions had; answers it as it is then.
+    pub async fn reacted(&self, db: &mut Conn, reactions: Vec<Reaction>) -> sqlx::Result<Self> {
+        let count = Sql::same("UPDATE messages SET version = version + 1 WHERE id = $1");
+        db.query(count).bind(self.id.0).execute().await?;
+        Ok(Self {
+            reactions,
+            version: self.version + 1,
+            ..self.clone()
+        })
+    }
+}
+
+/// A topic of a stream: messages that are read together.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Reaction {
-    /// Such as `thumbs_up`.
-    pub emoji_name: String,
-    /// Its code point in hexadecimal, or the id of a custom emoji.
-    pub emoji_code: String,
-    /// Such as `unicode_emoji`.
-    pub reaction_type: String,
-    /// Who reacted.
-    pub user_id: UserId,
+#[serde(deny_unknown_fields)]
+pub struct Topic {
+    /// The stream.
+    pub stream_id: StreamId,
+    /// What the topic is called.
+    pub subject: String,
+}
+
+impl Topic {
+    /// Moves all messages of this topic to that one, by one statement; answers their ids and versions, in order.
+    pub async fn rename(&self, db: &mut Conn, to: &Self) -> sqlx::Result<Vec<(MessageId, i64)>> {
+        let rename = Sql::same(
+            "UPDATE messages SET stream_id = $1, subject = $2, version = version + 1 \
+             WHERE stream_id = $3 AND subject = $4 RETURNING id, version",
+        );
+        let query = db.query(rename).bind(to.stream_id.0).bind(&to.subject);
+        let query = query.bind(self.stream_id.0).bind(&self.subject);
+        let mut moved: Vec<(i64, i64)> = query.all().await?;
+        moved.sort_unstable();
+        let moved = moved
+            .into_iter()
+            .map(|(id, version)| (MessageId(id), version));
+        Ok(moved.collect())
+    }
 }
 
 /// Messages by id: small entries, many at a time.
@@ -91,26 +200,35 @@ impl Dataset for Messages {
     type Error = sqlx::Error;
 
     fn flush_on(plan: &mut FlushOn<Self>) {
-        plan.by_hand();
+        plan.id::<Message>(FieldBits::ALL, |&id| id)
+            .entity(FieldBits::ALL, |reaction: &Reaction| [reaction.message_id]);
     }
 
-    async fn load(
-        db: &mut SqliteConnection,
-        ids: Vec<MessageId>,
-    ) -> sqlx::Result<Vec<(MessageId, Message)>> {
-        let rows: Vec<Row> = sqlx::query_as(
-            "SELECT id, stream_id, sender_id, subject, content, rendered_content, client, timestamp, \
-             last_edit_timestamp, edit_history, reactions \
-             FROM messages WHERE id IN (SELECT value FROM json_each(?))",
-        )
-        .bind(id_list(&ids))
-        .fetch_all(db)
-        .await?;
-        rows.into_iter()
-            .map(|row| from_row(row).map(|message| (message.id, message)))
-            .collect()
+    async fn load(db: &mut Conn, ids: Vec<MessageId>) -> sqlx::Result<Vec<(MessageId, Message)>> {
+        let rows = db.query(MESSAGES).bind_ids(&ids).all().await?;
+        let messages = rows.into_iter().map(|row| {
+            let message = from_row(row)?;
+            Ok((message.id, message))
+        });
+        messages.collect()
     }
 }
+
+/// One statement, so that a message and its reactions are of one time.
+const MESSAGES: Sql = Sql::of(
+    "SELECT id, stream_id, sender_id, subject, content, rendered_content, client, timestamp, last_edit_timestamp, \
+     edit_history, version, \
+     (SELECT json_group_array(json_object('message_id', message_id, 'user_id', user_id, 'emoji_name', emoji_name, \
+     'emoji_code', emoji_code, 'reaction_type', reaction_type, 'version', version)) \
+     FROM (SELECT * FROM reactions WHERE message_id = messages.id ORDER BY id)) \
+     FROM messages WHERE id IN (SELECT value FROM json_each($1))",
+    "SELECT id, stream_id, sender_id, subject, content, rendered_content, client, timestamp, last_edit_timestamp, \
+     edit_history, version, \
+     (SELECT coalesce(json_agg(json_build_object('message_id', message_id, 'user_id', user_id, 'emoji_name', \
+     emoji_name, 'emoji_code', emoji_code, 'reaction_type', reaction_type, 'version', version) ORDER BY id), '[]')::text \
+     FROM reactions WHERE message_id = messages.id) \
+     FROM messages WHERE id = ANY($1)",
+);
 
 type Row = (
     i64,
@@ -123,12 +241,13 @@ type Row = (
     i64,
     Option<i64>,
     String,
+    i64,
     String,
 );
 
 fn from_row(row: Row) -> sqlx::Result<Message> {
-    let (id, stream, sender, subject, content, rendered, client, sent, edited, history, reactions) =
-        row;
+    let (id, stream, sender, subject, content, rendered, client, sent, edited, history, ..) = row;
+    let (.., version, reactions) = row;
     let undecodable = |error| sqlx::Error::Decode(Box::new(error));
     Ok(Message {
         id: MessageId(id),
@@ -142,16 +261,17 @@ fn from_row(row: Row) -> sqlx::Result<Message> {
         last_edit_timestamp: edited,
         edit_history: serde_json::from_str(&history).map_err(undecodable)?,
         reactions: serde_json::from_str(&reactions).map_err(undecodable)?,
+        version,
     })
 }
 
 /// The ranges of a page: the parameters are the anchor, the number of messages, and the stream.
-const BEFORE: &str = "SELECT id FROM messages WHERE id < ?1 ORDER BY id DESC LIMIT ?2";
-const AFTER: &str = "SELECT id FROM messages WHERE id >= ?1 ORDER BY id LIMIT ?2";
-const STREAM_BEFORE: &str =
-    "SELECT id FROM messages WHERE stream_id = ?3 AND id < ?1 ORDER BY id DESC LIMIT ?2";
-const STREAM_AFTER: &str =
-    "SELECT id FROM messages WHERE stream_id = ?3 AND id >= ?1 ORDER BY id LIMIT ?2";
+const BEFORE: Sql = Sql::same("SELECT id FROM messages WHERE id < $1 ORDER BY id DESC LIMIT $2");
+const AFTER: Sql = Sql::same("SELECT id FROM messages WHERE id >= $1 ORDER BY id LIMIT $2");
+const STREAM_BEFORE: Sql =
+    Sql::same("SELECT id FROM messages WHERE stream_id = $3 AND id < $1 ORDER BY id DESC LIMIT $2");
+const STREAM_AFTER: Sql =
+    Sql::same("SELECT id FROM messages WHERE stream_id = $3 AND id >= $1 ORDER BY id LIMIT $2");
 
 /// Which messages to show: those around a position, of one stream or of all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,7 +288,7 @@ pub struct MessagesPage {
 
 impl MessagesPage {
     /// The ids of the page's messages, oldest first: at most two ranges of an index, whatever the table's size.
-    pub async fn ids(&self, db: &mut SqliteConnection) -> sqlx::Result<Vec<MessageId>> {
+    pub async fn ids(&self, db: &mut Conn) -> sqlx::Result<Vec<MessageId>> {
         let anchor = self.anchor.map_or(i64::MAX, |id| id.0);
         let mut ids = Vec::new();
         if self.before > 0 {
@@ -193,17 +313,17 @@ impl MessagesPage {
 
     async fn range(
         &self,
-        db: &mut SqliteConnection,
-        sql: &'static str,
+        db: &mut Conn,
+        sql: Sql,
         anchor: i64,
         limit: u32,
     ) -> sqlx::Result<Vec<MessageId>> {
-        let mut query = sqlx::query_scalar(sql).bind(anchor).bind(limit);
+        let mut query = db.query(sql).bind(anchor).bind(i64::from(limit));
         if let Some(stream) = self.stream {
             query = query.bind(stream.0);
         }
-        let ids: Vec<i64> = query.fetch_all(db).await?;
-        Ok(ids.into_iter().map(MessageId).collect())
+        let ids: Vec<(i64,)> = query.all().await?;
+        Ok(ids.into_iter().map(|(id,)| MessageId(id)).collect())
     }
 }
 
@@ -226,20 +346,18 @@ pub struct NewMessage {
 
 impl NewMessage {
     /// Stores it with the next id.
-    pub async fn insert(self, db: &mut SqliteConnection) -> sqlx::Result<Message> {
-        let id: i64 = sqlx::query_scalar(
+    pub async fn insert(self, db: &mut Conn) -> sqlx::Result<Message> {
+        let insert = Sql::same(
             "INSERT INTO messages (stream_id, sender_id, subject, content, rendered_content, client, timestamp) \
-             VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING id",
-        )
-        .bind(self.stream_id.0)
-        .bind(self.sender_id.0)
-        .bind(&self.subject)
-        .bind(&self.content)
-        .bind(&self.rendered_content)
-        .bind(Self::CLIENT)
-        .bind(self.timestamp)
-        .fetch_one(db)
-        .await?;
+             VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING id",
+        );
+        let query = db
+            .query(insert)
+            .bind(self.stream_id.0)
+            .bind(self.sender_id.0);
+        let query = query.bind(&self.subject).bind(&self.content);
+        let query = query.bind(&self.rendered_content).bind(Self::CLIENT);
+        let (id,) = query.bind(self.timestamp).one().await?;
         Ok(Message {
             id: MessageId(id),
             stream_id: self.stream_id,
@@ -252,6 +370,7 @@ impl NewMessage {
             last_edit_timestamp: None,
             edit_history: Vec::new(),
             reactions: Vec::new(),
+            version: 1,
         })
     }
 
@@ -259,59 +378,52 @@ impl NewMessage {
     const CLIENT: &'static str = "api";
 }
 
-/// Stores messages with the ids they have, in one statement; SQLite takes 32,766 parameters, so about 2,900 messages.
-pub(crate) async fn insert_all(
-    db: &mut SqliteConnection,
-    messages: &[Message],
-) -> sqlx::Result<()> {
+/// Stores messages with the ids they have, and their reactions, in two statements; SQLite takes 32,766 parameters, so
+/// about 3,000 messages.
+pub(crate) async fn insert_all(db: &mut Conn, messages: &[Message]) -> sqlx::Result<()> {
     if messages.is_empty() {
         return Ok(());
     }
-    let unencodable = |error| sqlx::Error::Encode(Box::new(error));
-    let lists = messages
-        .iter()
-        .map(|message| {
-            Ok((
-                serde_json::to_string(&message.edit_history)?,
-                serde_json::to_string(&message.reactions)?,
-            ))
-        })
-        .collect::<serde_json::Result<Vec<_>>>()
-        .map_err(unencodable)?;
-    let mut insert = QueryBuilder::<Sqlite>::new(
-        "INSERT INTO messages (id, stream_id, sender_id, subject, content, rendered_content, client, timestamp, \
-         last_edit_timestamp, edit_history, reactions) ",
-    );
-    insert.push_values(
-        messages.iter().zip(&lists),
-        |mut row, (message, (history, reactions))| {
-            row.push_bind(message.id.0)
-                .push_bind(message.stream_id.0)
-                .push_bind(message.sender_id.0)
-                .push_bind(&message.subject)
-                .push_bind(&message.content)
-                .push_bind(&message.rendered_content)
-                .push_bind(&message.client)
-                .push_bind(message.timestamp)
-                .push_bind(message.last_edit_timestamp)
-                .push_bind(history)
-                .push_bind(reactions);
-        },
-    );
-    insert.build().execute(db).await?;
-    Ok(())
+    let insert = "INSERT INTO messages (id, stream_id, sender_id, subject, content, rendered_content, client, \
+                  timestamp, last_edit_timestamp, edit_history) VALUES ";
+    let mut query = db.assembled(insert.to_owned() + &places(messages.len(), 10));
+    for message in messages {
+        let history = serde_json::to_string(&message.edit_history)
+            .map_err(|error| sqlx::Error::Encode(Box::new(error)))?;
+        query = query
+            .bind(message.id.0)
+            .bind(message.stream_id.0)
+            .bind(message.sender_id.0)
+            .bind(&message.subject)
+            .bind(&message.content)
+            .bind(&message.rendered_content)
+            .bind(&message.client)
+            .bind(message.timestamp)
+            .bind(message.last_edit_timestamp)
+            .bind(history);
+    }
+    query.execute().await?;
+    let reactions = messages.iter().flat_map(|message| &message.reactions);
+    super::reactions::insert_all(db, &reactions.collect::<Vec<_>>()).await
+}
+
+/// The places of parameters for rows: `($1, $2), ($3, $4)` for two rows of two columns.
+pub(super) fn places(rows: usize, columns: usize) -> String {
+    let row = |row: usize| {
+        let places = (1..=columns).map(|column| format!("${}", row * columns + column));
+        format!("({})", places.collect::<Vec<_>>().join(", "))
+    };
+    (0..rows).map(row).collect::<Vec<_>>().join(", ")
 }
 
 /// At most this many messages, spread evenly over the history.
-pub(crate) async fn sample(db: &mut SqliteConnection, at_most: i64) -> sqlx::Result<Vec<Message>> {
-    let ids: Vec<i64> = sqlx::query_scalar(
-        "SELECT id FROM (SELECT id, row_number() OVER (ORDER BY id) AS position FROM messages) \
-         WHERE position % (SELECT max(1, (count(*) + ?1 - 1) / ?1) FROM messages) = 0",
-    )
-    .bind(at_most)
-    .fetch_all(&mut *db)
-    .await?;
-    let ids = ids.into_iter().map(MessageId).collect();
+pub(crate) async fn sample(db: &mut Conn, at_most: i64) -> sqlx::Result<Vec<Message>> {
+    let ids = Sql::same(
+        "SELECT id FROM (SELECT id, row_number() OVER (ORDER BY id) AS nth FROM messages) AS numbered \
+         WHERE nth % (SELECT (count(*) + $1 - 1) / $1 FROM messages) = 0 ORDER BY id",
+    );
+    let ids: Vec<(i64,)> = db.query(ids).bind(at_most).all().await?;
+    let ids = ids.into_iter().map(|(id,)| MessageId(id)).collect();
     let messages = Messages::load(db, ids).await?;
     Ok(messages.into_iter().map(|(_, message)| message).collect())
 }
@@ -319,18 +431,16 @@ pub(crate) async fn sample(db: &mut SqliteConnection, at_most: i64) -> sqlx::Res
 #[cfg(test)]
 mod tests {
     use super::{AFTER, BEFORE, STREAM_AFTER, STREAM_BEFORE};
-    use crate::db::Db;
+    use crate::db::{Db, Location, Sql};
 
     /// What SQLite does for this statement, in its own words.
-    async fn plan(sql: &str) -> String {
+    async fn plan(sql: Sql) -> String {
         let place = tempfile::tempdir().unwrap();
-        let db = Db::open(&place.path().join("chat.db")).await.unwrap();
+        let location = Location::Sqlite(place.path().join("chat.db"));
+        let db = Db::open(&location).await.unwrap();
         let mut connection = db.read().await.unwrap();
-        let explain = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {sql}"));
-        let steps: Vec<(i64, i64, i64, String)> = sqlx::query_as(explain)
-            .fetch_all(&mut *connection)
-            .await
-            .unwrap();
+        let explain = connection.assembled(format!("EXPLAIN QUERY PLAN {}", sql.sqlite()));
+        let steps: Vec<(i64, i64, i64, String)> = explain.all().await.unwrap();
         steps
             .into_iter()
             .map(|(.., step)| step)

@@ -4,34 +4,47 @@
 //! entry holds its text, history and reactions, and of people and streams only their ids: a user's new name would
 //! otherwise make thousands of messages stale. Names are added after the fetch, by a bulk accessor of their own.
 //!
-//! | data set | key | value | flushed when |
+//! | data set | key | value | stale when |
 //! |---|---|---|---|
-//! | [`Messages`] | message id | [`Message`], compressed with a dictionary | the message is sent |
-//! | [`Users`] | user id | [`User`] | anything about the user changes |
+//! | [`Messages`] | message id | [`Message`] with its reactions, compressed with a dictionary | the message is written, or a reaction to it |
+//! | [`Users`] | user id | [`User`] | the user is written |
 //! | [`UsersByEmail`] | e-mail address | user id | the address gets or loses its user |
-//! | [`DisplayNames`] | user id | the name | anything about the user changes |
-//! | [`Streams`] | stream id | [`Stream`] | never: nothing writes streams after the first start |
-//! | [`Subscribers`] | stream id | user ids | never, likewise |
+//! | [`DisplayNames`] | user id | the name | the user is written |
+//! | [`Streams`] | stream id | [`Stream`] | the stream is written |
+//! | [`Subscribers`] | stream id | who reads it | a subscription of the stream is written |
+//! | [`Subscriptions`] | user id | streams with their names | a subscription of the user is written, or one of the streams |
 //! | [`ScriptMap`] | nothing | [`Symbols`], never stored | never: it is a part of the program |
+//!
+//! Each says so itself, in its `flush_on`, of the entities: what is written ([`User`], [`Stream`], [`Subscription`],
+//! [`Message`], [`Reaction`]). A write says what it changed, and knows nothing of data sets: see [`writes`](crate::writes).
 //!
 //! Two of them have a tier in the process. Display names are wanted again and again while a page is put together, so a
 //! request keeps those it has read; the script's map is expensive to parse and can't change, so the process keeps it.
 //!
-//! Absence is cached too (`404` is an answer like any other), so what is created must be flushed as well.
+//! Absence is cached too (`404` is an answer like any other), so that what is created makes it stale as well.
 
 mod messages;
+mod reactions;
 mod script_map;
 mod streams;
+mod subscriptions;
 mod users;
 
 use larder::{KeyPart, KeyWriter};
 use serde::{Deserialize, Serialize};
 
-pub use messages::{Edit, Message, Messages, MessagesPage, NewMessage, Reaction};
+pub use messages::{Edit, Message, MessageField, Messages, MessagesPage, NewMessage, Topic};
 pub(crate) use messages::{insert_all, sample};
+pub use reactions::{Reaction, ReactionField, ReactionId};
 pub use script_map::{Origin, ScriptMap, Symbols};
-pub use streams::{Stream, Streams, Subscribers};
-pub use users::{BadEmail, DisplayNames, Email, StoredUser, User, UserPatch, Users, UsersByEmail};
+pub use streams::{Stream, StreamField, StreamPatch, Streams};
+pub use subscriptions::{
+    ReadersOf, Subscribed, Subscriber, Subscribers, Subscription, SubscriptionField, Subscriptions,
+};
+pub use users::{
+    BadEmail, DisplayName, DisplayNames, Email, StoredUser, User, UserField, UserPatch, Users,
+    UsersByEmail,
+};
 
 /// How an id comes out of a URL, a row or a key: a number of its own type.
 macro_rules! ids {
@@ -44,6 +57,12 @@ macro_rules! ids {
         impl KeyPart for $name {
             fn write(&self, key: &mut KeyWriter<'_>) {
                 key.integer(self.0);
+            }
+        }
+
+        impl From<$name> for i64 {
+            fn from(id: $name) -> Self {
+                id.0
             }
         }
 
@@ -62,9 +81,4 @@ ids! {
     StreamId
     /// Names a user.
     UserId
-}
-
-/// These ids as the one parameter of `… IN (SELECT value FROM json_each(?))`: one prepared statement for any number.
-fn id_list<I: Serialize>(ids: &[I]) -> String {
-    serde_json::to_string(ids).expect("numbers are always JSON")
 }

@@ -5,10 +5,11 @@ use std::collections::HashMap;
 use larder::{Dataset, DeployImmutable, DeployTier, Lifetime, Unstored, Weigh};
 use serde::Serialize;
 use sourcemap::{RawToken, SourceMap};
-use sqlx::sqlite::SqliteConnection;
 
-use crate::db::Db;
+use crate::db::{Conn, Db};
 use crate::release::{SCRIPT, SCRIPT_MAP};
+
+larder::dataset!(ScriptMap);
 
 /// The source map of this release's script: there is one, so that its key is nothing.
 ///
@@ -29,7 +30,7 @@ impl Dataset for ScriptMap {
     type Error = sqlx::Error;
 
     /// Needs nothing of the database; a source and a cache of its own would be more to read than this saves.
-    async fn load(_: &mut SqliteConnection, _: Vec<()>) -> sqlx::Result<Vec<((), Symbols)>> {
+    async fn load(_: &mut Conn, _: Vec<()>) -> sqlx::Result<Vec<((), Symbols)>> {
         // Other requests want the thread for the milliseconds that this takes.
         let parsed = tokio::task::spawn_blocking(|| Symbols::new(SCRIPT_MAP, SCRIPT)).await;
         match parsed {

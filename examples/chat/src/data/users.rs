@@ -4,13 +4,15 @@ use std::fmt;
 use std::time::Duration;
 
 use larder::{
-    BoxError, Dataset, FlushOn, Form, KeyPart, KeyWriter, Lifetime, NoTier, Plain, RequestTier,
+    BoxError, Dataset, Entity, FieldBits, FieldSet, FlushOn, Form, KeyPart, KeyWriter, Lifetime,
+    LockRow, NoTier, Plain, RequestTier,
 };
 use serde::{Deserialize, Serialize};
-use sqlx::sqlite::SqliteConnection;
 
-use super::{UserId, id_list};
-use crate::db::Db;
+use super::UserId;
+use crate::db::{Conn, Db, Sql, sql};
+
+larder::dataset!(Users, DisplayNames, UsersByEmail);
 
 /// A user.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +25,79 @@ pub struct User {
     pub email: Email,
     /// Whether the user may send messages.
     pub is_active: bool,
+    /// How often the row was written.
+    pub version: i64,
+}
+
+/// What of a user can change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UserField {
+    /// [`User::full_name`]
+    FullName,
+    /// [`User::email`]
+    Email,
+    /// [`User::is_active`]
+    IsActive,
+    /// [`User::version`], with every write
+    Version,
+}
+
+impl FieldSet for UserField {
+    const ALL: &'static [Self] = &[Self::FullName, Self::Email, Self::IsActive, Self::Version];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::FullName => "full_name",
+            Self::Email => "email",
+            Self::IsActive => "is_active",
+            Self::Version => "version",
+        }
+    }
+}
+
+impl Entity for User {
+    const NAME: &'static str = "user";
+
+    type Id = UserId;
+    type Field = UserField;
+
+    fn id(&self) -> UserId {
+        self.id
+    }
+
+    fn diff(&self, other: &Self) -> FieldBits {
+        FieldBits::of([
+            (UserField::FullName, self.full_name != other.full_name),
+            (UserField::Email, self.email != other.email),
+            (UserField::IsActive, self.is_active != other.is_active),
+            (UserField::Version, self.version != other.version),
+        ])
+    }
+}
+
+impl LockRow<Db> for User {
+    async fn lock(conn: &mut Conn, id: &UserId) -> sqlx::Result<Option<Self>> {
+        let lock = sql!(
+            "SELECT id, full_name, email, is_active, version FROM users WHERE id = $1",
+            for_update
+        );
+        let row = conn.query(lock).bind(id.0).optional().await?;
+        Ok(row.map(Self::from_row))
+    }
+}
+
+type Row = (i64, String, String, bool, i64);
+
+impl User {
+    fn from_row((id, full_name, email, is_active, version): Row) -> Self {
+        Self {
+            id: UserId(id),
+            full_name,
+            email: Email(email),
+            is_active,
+            version,
+        }
+    }
 }
 
 /// Users by id.
@@ -39,6 +114,7 @@ pub struct StoredUser<T> {
     full_name: T,
     email: T,
     is_active: bool,
+    version: i64,
 }
 
 impl Form<User> for StoredUser<String> {
@@ -51,6 +127,7 @@ impl Form<User> for StoredUser<String> {
             full_name: &user.full_name,
             email: user.email.as_str(),
             is_active: user.is_active,
+            version: user.version,
         })
     }
 
@@ -60,6 +137,7 @@ impl Form<User> for StoredUser<String> {
             full_name: stored.full_name,
             email: Email::new(&stored.email)?,
             is_active: stored.is_active,
+            version: stored.version,
         })
     }
 }
@@ -76,32 +154,17 @@ impl Dataset for Users {
     type Error = sqlx::Error;
 
     fn flush_on(plan: &mut FlushOn<Self>) {
-        plan.by_hand();
+        plan.id::<User>(FieldBits::ALL, |&id| id);
     }
 
-    async fn load(
-        db: &mut SqliteConnection,
-        ids: Vec<UserId>,
-    ) -> sqlx::Result<Vec<(UserId, User)>> {
-        let rows: Vec<(i64, String, String, bool)> = sqlx::query_as(
-            "SELECT id, full_name, email, is_active FROM users WHERE id IN (SELECT value FROM json_each(?))",
-        )
-        .bind(id_list(&ids))
-        .fetch_all(db)
-        .await?;
-        Ok(rows
-            .into_iter()
-            .map(|(id, full_name, email, is_active)| {
-                let id = UserId(id);
-                let user = User {
-                    id,
-                    full_name,
-                    email: Email(email),
-                    is_active,
-                };
-                (id, user)
-            })
-            .collect())
+    async fn load(db: &mut Conn, ids: Vec<UserId>) -> sqlx::Result<Vec<(UserId, User)>> {
+        let users = sql!(
+            "SELECT id, full_name, email, is_active, version FROM users WHERE id",
+            in_list(1)
+        );
+        let rows = db.query(users).bind_ids(&ids).all().await?;
+        let users = rows.into_iter().map(User::from_row);
+        Ok(users.map(|user| (user.id, user)).collect())
     }
 }
 
@@ -112,41 +175,45 @@ impl Dataset for Users {
 #[derive(Debug)]
 pub struct DisplayNames;
 
+/// What a user is called.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DisplayName {
+    /// The name.
+    pub full_name: String,
+    /// The version of the user that it is of.
+    pub version: i64,
+}
+
 impl Dataset for DisplayNames {
     const NAME: &'static str = "display_name";
     const LIFETIME: Lifetime = Lifetime::Ttl(Duration::from_hours(1));
 
     type Source = Db;
     type Key = UserId;
-    type Value = String;
+    type Value = DisplayName;
     type Form = Plain;
     type Tier = RequestTier;
     type Error = sqlx::Error;
 
     fn flush_on(plan: &mut FlushOn<Self>) {
-        plan.by_hand();
+        plan.id::<User>([UserField::FullName, UserField::Version], |&id| id);
     }
 
-    async fn load(
-        db: &mut SqliteConnection,
-        ids: Vec<UserId>,
-    ) -> sqlx::Result<Vec<(UserId, String)>> {
-        let rows: Vec<(i64, String)> = sqlx::query_as(
-            "SELECT id, full_name FROM users WHERE id IN (SELECT value FROM json_each(?))",
-        )
-        .bind(id_list(&ids))
-        .fetch_all(db)
-        .await?;
-        Ok(rows
-            .into_iter()
-            .map(|(id, name)| (UserId(id), name))
-            .collect())
+    async fn load(db: &mut Conn, ids: Vec<UserId>) -> sqlx::Result<Vec<(UserId, DisplayName)>> {
+        let names = sql!(
+            "SELECT id, full_name, version FROM users WHERE id",
+            in_list(1)
+        );
+        let rows: Vec<(i64, String, i64)> = db.query(names).bind_ids(&ids).all().await?;
+        let name = |(id, full_name, version)| (UserId(id), DisplayName { full_name, version });
+        Ok(rows.into_iter().map(name).collect())
     }
 }
 
 /// Ids of users by e-mail address.
 ///
 /// It answers the id and not the user, so that a new name leaves these entries alone: only the address itself matters.
+/// Of a user who gets another one, both are flushed: the one that leads nowhere now, and the one that led nowhere before.
 #[derive(Debug)]
 pub struct UsersByEmail;
 
@@ -162,23 +229,17 @@ impl Dataset for UsersByEmail {
     type Error = sqlx::Error;
 
     fn flush_on(plan: &mut FlushOn<Self>) {
-        plan.by_hand();
+        plan.entity([UserField::Email], |user: &User| [user.email.clone()]);
     }
 
-    async fn load(
-        db: &mut SqliteConnection,
-        emails: Vec<Email>,
-    ) -> sqlx::Result<Vec<(Email, UserId)>> {
-        let rows: Vec<(String, i64)> = sqlx::query_as(
-            "SELECT email, id FROM users WHERE email IN (SELECT value FROM json_each(?))",
-        )
-        .bind(id_list(&emails))
-        .fetch_all(db)
-        .await?;
-        Ok(rows
+    async fn load(db: &mut Conn, emails: Vec<Email>) -> sqlx::Result<Vec<(Email, UserId)>> {
+        let ids = sql!("SELECT email, id FROM users WHERE email", in_list(1));
+        let emails = emails.into_iter().map(String::from).collect();
+        let rows: Vec<(String, i64)> = db.query(ids).bind_list(emails).all().await?;
+        let found = rows
             .into_iter()
-            .map(|(email, id)| (Email(email), UserId(id)))
-            .collect())
+            .map(|(email, id)| (Email(email), UserId(id)));
+        Ok(found.collect())
     }
 }
 
@@ -264,26 +325,44 @@ impl UserPatch {
         self.full_name.is_none() && self.email.is_none() && self.is_active.is_none()
     }
 
-    /// The user after the change.
+    /// The user after the change, as [`User::update`] writes it.
     pub fn apply(self, before: &User) -> User {
         User {
             id: before.id,
             full_name: self.full_name.unwrap_or_else(|| before.full_name.clone()),
             email: self.email.unwrap_or_else(|| before.email.clone()),
             is_active: self.is_active.unwrap_or(before.is_active),
+            version: before.version + 1,
         }
     }
 }
 
 impl User {
-    /// Stores every field of a user that exists.
-    pub async fn update(&self, db: &mut SqliteConnection) -> sqlx::Result<()> {
-        sqlx::query("UPDATE users SET full_name = ?, email = ?, is_active = ? WHERE id = ?")
+    /// Stores every field of a user whose row is locked; its version becomes the next one.
+    pub async fn update(&self, db: &mut Conn) -> sqlx::Result<()> {
+        let update = Sql::same(
+            "UPDATE users SET full_name = $1, email = $2, is_active = $3, version = version + 1 WHERE id = $4",
+        );
+        db.query(update)
             .bind(&self.full_name)
             .bind(self.email.as_str())
             .bind(self.is_active)
             .bind(self.id.0)
-            .execute(db)
+            .execute()
+            .await?;
+        Ok(())
+    }
+
+    /// Takes the user's address away for the rest of the transaction, so that another user can have it: databases check
+    /// that addresses are unique with each row they write.
+    pub async fn lend_email(&self, db: &mut Conn) -> sqlx::Result<()> {
+        let lend = Sql::same("UPDATE users SET email = $1 WHERE id = $2");
+        // No address is like this.
+        let nobodys = format!("lent by {}", self.id);
+        db.query(lend)
+            .bind(nobodys)
+            .bind(self.id.0)
+            .execute()
             .await?;
         Ok(())
     }

@@ -146,7 +146,7 @@ impl Generator {
         text
     }
 
-    fn reactions(&mut self) -> Vec<Reaction> {
+    fn reactions(&mut self, message_id: MessageId) -> Vec<Reaction> {
         if !self.chance(REACTED) {
             return Vec::new();
         }
@@ -154,10 +154,12 @@ impl Generator {
             .map(|_| {
                 let (name, code) = words::EMOJI[self.rng.usize(..words::EMOJI.len())];
                 Reaction {
+                    message_id,
                     emoji_name: name.to_owned(),
                     emoji_code: code.to_owned(),
                     reaction_type: "unicode_emoji".to_owned(),
                     user_id: self.users[self.authors.pick(&mut self.rng)].id,
+                    version: 1,
                 }
             })
             .collect()
@@ -189,11 +191,12 @@ impl Iterator for Generator {
                 prev_topic: None,
             }
         });
-        let reactions = self.reactions();
+        let id = MessageId(self.next_id);
+        let reactions = self.reactions(id);
         let client = words::CLIENTS[self.rng.usize(..words::CLIENTS.len())];
         let conversation = &mut self.conversations[slot];
         let message = Message {
-            id: MessageId(self.next_id),
+            id,
             stream_id: conversation.stream,
             sender_id: sender,
             subject: conversation.subject.clone(),
@@ -204,6 +207,7 @@ impl Iterator for Generator {
             last_edit_timestamp: edit.as_ref().map(|edit| edit.timestamp),
             edit_history: edit.into_iter().collect(),
             reactions,
+            version: 1,
         };
         self.next_id += 1;
         conversation.left -= 1;
@@ -229,6 +233,7 @@ fn user(rng: &mut Rng, number: u32) -> User {
         full_name: format!("{first} {last}"),
         email: Email::new(&email).expect("names are plain letters"),
         is_active: rng.u32(0..50) > 0,
+        version: 1,
     }
 }
 
@@ -244,6 +249,7 @@ fn stream(rng: &mut Rng, vocabulary: &Vocabulary, number: u32) -> Stream {
         id: StreamId(i64::from(number)),
         name,
         description: vocabulary.phrase(words, rng),
+        version: 1,
     }
 }
 

@@ -160,6 +160,7 @@ impl Found {
                         full_name: line.sender_full_name,
                         email,
                         is_active: true,
+                        version: 1,
                     },
                 );
             }
@@ -168,6 +169,7 @@ impl Found {
             id: stream_id,
             description: format!("Messages imported from {stream}"),
             name: stream,
+            version: 1,
         });
         self.subscriptions.insert((stream_id, line.sender_id));
         Ok(Some(Message {
@@ -181,7 +183,12 @@ impl Found {
             timestamp: line.timestamp,
             last_edit_timestamp: line.last_edit_timestamp,
             edit_history: line.edit_history.unwrap_or_default(),
-            reactions: line.reactions,
+            reactions: line
+                .reactions
+                .into_iter()
+                .map(|reaction| reaction.to(line.id))
+                .collect(),
+            version: 1,
         }))
     }
 
@@ -220,7 +227,28 @@ struct Line {
     last_edit_timestamp: Option<i64>,
     edit_history: Option<Vec<Edit>>,
     #[serde(default)]
-    reactions: Vec<Reaction>,
+    reactions: Vec<LineReaction>,
+}
+
+#[derive(Deserialize)]
+struct LineReaction {
+    emoji_name: String,
+    emoji_code: String,
+    reaction_type: String,
+    user_id: UserId,
+}
+
+impl LineReaction {
+    fn to(self, message_id: MessageId) -> Reaction {
+        Reaction {
+            message_id,
+            user_id: self.user_id,
+            emoji_name: self.emoji_name,
+            emoji_code: self.emoji_code,
+            reaction_type: self.reaction_type,
+            version: 1,
+        }
+    }
 }
 
 /// The name of a stream, or the people of a private conversation.

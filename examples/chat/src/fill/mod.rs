@@ -11,11 +11,11 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use sqlx::sqlite::SqliteConnection;
+use larder::Transactional as _;
 use tracing::info;
 
 use crate::data::{Message, Stream, StreamId, User, UserId, insert_all};
-use crate::db::Db;
+use crate::db::{Conn, Db, Sql, commit, one_at_a_time};
 use crate::dictionary;
 use crate::options::{Generated, Options};
 use crate::{During as _, StartError, StartResult};
@@ -27,31 +27,24 @@ const BATCH: usize = 500;
 
 /// Fills the database if nothing ever has, and trains the dictionary of what it was filled with.
 ///
-/// `before_first` is called when it is certain that the database is new.
-///
 /// # Errors
 ///
 /// If the file to import can't be read, a line of it is bad, or the database was filled with something else before.
-pub async fn fill_once(
-    db: &Db,
-    options: &Options,
-    before_first: impl FnOnce() -> StartResult<()>,
-) -> StartResult<()> {
-    let what = format!("{}: can't fill the database", options.db.display());
+pub async fn fill_once(db: &Db, options: &Options) -> StartResult<()> {
+    let what = format!("{}: can't fill the database", options.db);
     let mut tx = db.begin().await.during(&what)?;
-    let filled: Option<String> = sqlx::query_scalar("SELECT origin FROM filling")
-        .fetch_optional(&mut *tx)
-        .await
-        .during(&what)?;
-    if let Some(origin) = filled {
+    one_at_a_time(&mut tx).await.during(&what)?;
+    let filled = tx.query(Sql::same("SELECT origin FROM filling"));
+    let filled: Option<(String,)> = filled.optional().await.during(&what)?;
+    if let Some((origin,)) = filled {
         return already_filled(&origin, options);
     }
-    before_first()?;
     // People and streams are known only after the last line of an import, so references are checked at the end.
-    sqlx::query("PRAGMA defer_foreign_keys = ON")
-        .execute(&mut *tx)
-        .await
-        .during(&what)?;
+    let defer = Sql::of(
+        "PRAGMA defer_foreign_keys = ON",
+        "SET CONSTRAINTS ALL DEFERRED",
+    );
+    tx.query(defer).execute().await.during(&what)?;
     let mut filling = Filling {
         db: &mut tx,
         pending: Vec::with_capacity(BATCH),
@@ -64,14 +57,17 @@ pub async fn fill_once(
             .during(&what)?,
     }
     let messages = filling.messages;
-    sqlx::query("INSERT INTO filling (origin, at) VALUES (?, ?)")
-        .bind(origin(options))
-        .bind(unix_time())
-        .execute(&mut *tx)
-        .await
-        .during(&what)?;
+    let filled = Sql::same("INSERT INTO filling (origin, at) VALUES ($1, $2)");
+    let filled = tx.query(filled).bind(origin(options)).bind(unix_time());
+    filled.execute().await.during(&what)?;
+    // SQLite's next id is one more than the last; PostgreSQL counts by itself.
+    let count_on = Sql::of(
+        "SELECT 1",
+        "SELECT setval(pg_get_serial_sequence('messages', 'id'), max(id)) FROM messages",
+    );
+    tx.query(count_on).execute().await.during(&what)?;
     dictionary::train(&mut tx).await?;
-    tx.commit().await.during(&what)?;
+    commit(tx).await.during(&what)?;
     info!(
         messages,
         origin = origin(options),
@@ -116,7 +112,7 @@ fn already_filled(before: &str, options: &Options) -> StartResult<()> {
     Err(StartError::new(format!(
         "{}: already filled ({before}), so it can't be filled again ({wanted}); choose another --db, or leave out what \
          it is to be filled with",
-        options.db.display()
+        options.db
     )))
 }
 
@@ -139,7 +135,7 @@ async fn generate(filling: &mut Filling<'_>, plan: &Generated) -> sqlx::Result<(
 
 /// The rows of a database that is being filled.
 struct Filling<'a> {
-    db: &'a mut SqliteConnection,
+    db: &'a mut Conn,
     /// Messages of the next statement.
     pending: Vec<Message>,
     messages: u64,
@@ -164,14 +160,13 @@ impl Filling<'_> {
 
     async fn people(&mut self, users: impl IntoIterator<Item = User> + Send) -> sqlx::Result<()> {
         let users: Vec<User> = users.into_iter().collect();
+        let insert = Sql::same(
+            "INSERT INTO users (id, full_name, email, is_active) VALUES ($1, $2, $3, $4)",
+        );
         for user in &users {
-            sqlx::query("INSERT INTO users (id, full_name, email, is_active) VALUES (?, ?, ?, ?)")
-                .bind(user.id.0)
-                .bind(&user.full_name)
-                .bind(user.email.as_str())
-                .bind(user.is_active)
-                .execute(&mut *self.db)
-                .await?;
+            let query = self.db.query(insert).bind(user.id.0).bind(&user.full_name);
+            let query = query.bind(user.email.as_str()).bind(user.is_active);
+            query.execute().await?;
         }
         Ok(())
     }
@@ -181,23 +176,18 @@ impl Filling<'_> {
         streams: impl IntoIterator<Item = Stream> + Send,
     ) -> sqlx::Result<()> {
         let streams: Vec<Stream> = streams.into_iter().collect();
+        let insert = Sql::same("INSERT INTO streams (id, name, description) VALUES ($1, $2, $3)");
         for stream in &streams {
-            sqlx::query("INSERT INTO streams (id, name, description) VALUES (?, ?, ?)")
-                .bind(stream.id.0)
-                .bind(&stream.name)
-                .bind(&stream.description)
-                .execute(&mut *self.db)
-                .await?;
+            let query = self.db.query(insert).bind(stream.id.0).bind(&stream.name);
+            query.bind(&stream.description).execute().await?;
         }
         Ok(())
     }
 
     async fn subscription(&mut self, stream: StreamId, user: UserId) -> sqlx::Result<()> {
-        sqlx::query("INSERT INTO subscriptions (stream_id, user_id) VALUES (?, ?)")
-            .bind(stream.0)
-            .bind(user.0)
-            .execute(&mut *self.db)
-            .await?;
+        let insert = Sql::same("INSERT INTO subscriptions (stream_id, user_id) VALUES ($1, $2)");
+        let query = self.db.query(insert).bind(stream.0).bind(user.0);
+        query.execute().await?;
         Ok(())
     }
 }

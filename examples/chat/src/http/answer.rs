@@ -3,15 +3,15 @@
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderName, Method, StatusCode, Uri, header};
+use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use larder::LoadError;
+use larder::{CommitError, Committed, LoadError};
 use serde::Serialize;
 use serde_json::json;
 use tracing::error;
 
 use crate::db::is_overload;
-use crate::writes::{Flush, WriteError};
+use crate::writes::WriteError;
 
 /// An answer of this status with this value as JSON.
 pub(super) fn answer(status: StatusCode, value: &impl Serialize) -> Response {
@@ -28,14 +28,20 @@ pub(super) fn answer(status: StatusCode, value: &impl Serialize) -> Response {
     }
 }
 
-/// The answer to a write, which says whether its flush was confirmed.
-pub(super) fn written(status: StatusCode, value: &impl Serialize, flush: Flush) -> Response {
-    let flush = match flush {
-        Flush::Done => "done",
-        Flush::Failed => "failed",
-    };
-    let name = HeaderName::from_static("x-larder-flush");
-    ([(name, flush)], answer(status, value)).into_response()
+/// The answer to a write: what was written, and whether everybody sees it: `"flush": "fresh"`, or `"pending"`.
+pub(super) fn written(
+    status: StatusCode,
+    value: &impl Serialize,
+    committed: &Committed,
+) -> Response {
+    #[derive(Serialize)]
+    struct Written<'a, T> {
+        #[serde(flatten)]
+        value: &'a T,
+        flush: &'static str,
+    }
+    let flush = committed.flush.as_str();
+    answer(status, &Written { value, flush })
 }
 
 /// Why a request isn't answered: a status, and a reason that its sender can act on.
@@ -67,6 +73,15 @@ impl ApiError {
         Self {
             status: StatusCode::SERVICE_UNAVAILABLE,
             reason: "the database has too much to do; try again in a moment".to_owned(),
+        }
+    }
+
+    /// Nobody knows whether it was done.
+    fn unknown_outcome(cause: impl std::fmt::Display) -> Self {
+        error!(%cause, "a commit's outcome is unknown");
+        Self {
+            status: StatusCode::INTERNAL_SERVER_ERROR,
+            reason: "it isn't known whether this was done; look before you do it again".to_owned(),
         }
     }
 
@@ -116,14 +131,21 @@ impl From<WriteError> for ApiError {
     fn from(error: WriteError) -> Self {
         let reason = error.to_string();
         match error {
-            WriteError::UnknownUser(_) | WriteError::UnknownStream(_) => Self::unknown(reason),
+            WriteError::UnknownUser(_)
+            | WriteError::UnknownStream(_)
+            | WriteError::UnknownMessage(_)
+            | WriteError::UnknownTopic(_)
+            | WriteError::UnknownReaction(_) => Self::unknown(reason),
             WriteError::Inactive(_) => Self::bad(reason),
-            WriteError::EmailTaken(_) => Self {
+            WriteError::EmailTaken(_) | WriteError::HasReacted(_) => Self {
                 status: StatusCode::CONFLICT,
                 reason,
             },
             WriteError::Database(error) => error.into(),
             WriteError::Load(error) => error.into(),
+            WriteError::Commit(CommitError::Failed(error)) => error.into(),
+            WriteError::Commit(error) if error.may_have_committed() => Self::unknown_outcome(error),
+            WriteError::Commit(error) => Self::internal(error),
         }
     }
 }
@@ -226,5 +248,10 @@ mod tests {
         check(load, broken, None);
         check(Load::Panicked { accessor }, broken, None);
         check(sqlx::Error::RowNotFound, broken, None);
+        let commit = |error| WriteError::Commit(error);
+        let timed_out = || sqlx::Error::PoolTimedOut;
+        check(commit(CommitError::Failed(timed_out())), busy, Some("1"));
+        // Whoever is told to come back would do it twice.
+        check(commit(CommitError::Unknown(timed_out())), broken, None);
     }
 }

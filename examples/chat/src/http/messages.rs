@@ -1,24 +1,24 @@
-//! `/api/messages`: pages of history, and new messages.
+//! `/api/messages`: pages of history, new messages, reactions to them, and topics that move.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Query, State};
+use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::Response;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::answer::{ApiError, Valid, answer, written};
 use super::visit::Visit;
 use crate::App;
 use crate::data::{
-    DisplayNames, Message, MessageId, Messages, MessagesPage, NewMessage, Stream, StreamId,
-    Streams, UserId,
+    DisplayName, DisplayNames, Message, MessageId, Messages, MessagesPage, NewMessage, Reaction,
+    ReactionId, Stream, StreamId, Streams, Topic, UserId,
 };
 use crate::fill::unix_time;
 use crate::render::render;
-use crate::writes::{Sent, send_message};
+use crate::writes::{self, Sent};
 
 /// The most messages of one answer.
 const MOST: u32 = 5_000;
@@ -88,16 +88,19 @@ impl PageQuery {
 }
 
 /// What people are called today, by their ids.
-type Names = BTreeMap<UserId, Arc<String>>;
+type Names = BTreeMap<UserId, Arc<DisplayName>>;
 
-/// A message as it is shown: with the names of today.
+/// A message as it is shown: with the names of today, and the versions of whom and what they are of.
 #[derive(Serialize)]
 struct View<'a> {
     #[serde(flatten)]
     message: &'a Message,
     stream: Option<&'a str>,
-    sender_full_name: Option<Arc<String>>,
+    stream_version: Option<i64>,
+    #[serde(serialize_with = "name_of")]
+    sender_full_name: Option<Arc<DisplayName>>,
     /// Of everybody who has to do with it.
+    #[serde(flatten, serialize_with = "names_of")]
     names: Names,
 }
 
@@ -106,10 +109,32 @@ impl<'a> View<'a> {
         Self {
             message,
             stream: stream.map(|stream| stream.name.as_str()),
+            stream_version: stream.map(|stream| stream.version),
             sender_full_name: names.get(&message.sender_id).map(Arc::clone),
             names,
         }
     }
+}
+
+fn name_of<S: Serializer>(name: &Option<Arc<DisplayName>>, to: S) -> Result<S::Ok, S::Error> {
+    name.as_ref().map(|name| &name.full_name).serialize(to)
+}
+
+/// `names` by the ids of whom they are, and `name_versions` likewise.
+fn names_of<S: Serializer>(names: &Names, to: S) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct Both<'a> {
+        names: BTreeMap<UserId, &'a str>,
+        name_versions: BTreeMap<UserId, i64>,
+    }
+    let both = Both {
+        names: names
+            .iter()
+            .map(|(&id, name)| (id, &*name.full_name))
+            .collect(),
+        name_versions: names.iter().map(|(&id, name)| (id, name.version)).collect(),
+    };
+    both.serialize(to)
 }
 
 /// The names of everybody who has to do with a message: what the request has read before comes from there.
@@ -194,22 +219,139 @@ impl Sending {
 
 /// `POST /api/messages`
 pub(super) async fn send(
-    State(app): State<Arc<App>>,
     visit: Visit,
     Valid(Json(sending)): Valid<Json<Sending>>,
 ) -> Result<Response, ApiError> {
     let new = sending.message()?;
-    let sent = visit
-        .write(app.write(send_message(app.db().clone(), visit.cache(), new)))
-        .await?;
+    let sent = visit.write(async |cache| writes::send_message(cache, new).await);
+    let sent = sent.await?;
     let Sent {
         message,
         stream,
         sender,
     } = &sent.value;
-    let names = Names::from([(sender.id, Arc::new(sender.full_name.clone()))]);
+    let name = DisplayName {
+        full_name: sender.full_name.clone(),
+        version: sender.version,
+    };
+    let names = Names::from([(sender.id, Arc::new(name))]);
     let view = View::new(message, Some(stream), names);
-    Ok(written(StatusCode::CREATED, &view, sent.flush))
+    Ok(written(StatusCode::CREATED, &view, &sent.committed))
+}
+
+/// The body of a move.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Moving {
+    from: Topic,
+    to: Topic,
+}
+
+/// `POST /api/messages/move`
+pub(super) async fn move_topic(
+    visit: Visit,
+    Valid(Json(Moving { from, mut to })): Valid<Json<Moving>>,
+) -> Result<Response, ApiError> {
+    to.subject = text("subject", &to.subject, LONGEST_SUBJECT)?;
+    if from == to {
+        return Err(ApiError::bad("from and to are the same topic"));
+    }
+    let moved = visit.write(async |cache| writes::move_topic(cache, &from, &to).await);
+    let moved = moved.await?;
+    #[derive(Serialize)]
+    struct Moved<'a> {
+        id: MessageId,
+        #[serde(flatten)]
+        topic: &'a Topic,
+        version: i64,
+    }
+    #[derive(Serialize)]
+    struct All<'a> {
+        messages: Vec<Moved<'a>>,
+    }
+    let messages = moved.value.iter().map(|&(id, version)| Moved {
+        id,
+        topic: &to,
+        version,
+    });
+    let messages = messages.collect();
+    Ok(written(StatusCode::OK, &All { messages }, &moved.committed))
+}
+
+/// What a reaction is, beside what it is to.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Reacting {
+    user_id: UserId,
+    emoji_name: String,
+    emoji_code: String,
+}
+
+/// The reactions that can be given: characters, by their code points.
+const REACTION_TYPE: &str = "unicode_emoji";
+
+/// The longest name of an emoji, in characters, and the longest sequence of code points, in hexadecimal.
+const LONGEST_EMOJI: usize = 60;
+
+/// `POST /api/messages/{id}/reactions`
+pub(super) async fn react(
+    visit: Visit,
+    Valid(Path(message_id)): Valid<Path<MessageId>>,
+    Valid(Json(reacting)): Valid<Json<Reacting>>,
+) -> Result<Response, ApiError> {
+    let reaction = Reaction {
+        message_id,
+        user_id: reacting.user_id,
+        emoji_name: text("emoji_name", &reacting.emoji_name, LONGEST_EMOJI)?,
+        emoji_code: code_points(&reacting.emoji_code)?,
+        reaction_type: REACTION_TYPE.to_owned(),
+        version: 1,
+    };
+    let reacted = visit.write(async |cache| writes::react(cache, reaction).await);
+    let reacted = reacted.await?;
+    let (status, message) = (StatusCode::CREATED, &reacted.value);
+    Ok(written(status, message, &reacted.committed))
+}
+
+/// Which reaction to take back.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Unreacting {
+    user_id: UserId,
+    emoji_code: String,
+}
+
+/// `DELETE /api/messages/{id}/reactions?user_id=U&emoji_code=C`
+pub(super) async fn unreact(
+    visit: Visit,
+    Valid(Path(message_id)): Valid<Path<MessageId>>,
+    Valid(Query(unreacting)): Valid<Query<Unreacting>>,
+) -> Result<Response, ApiError> {
+    let id = ReactionId {
+        message_id,
+        user_id: unreacting.user_id,
+        reaction_type: REACTION_TYPE.to_owned(),
+        emoji_code: code_points(&unreacting.emoji_code)?,
+    };
+    let unreacted = visit.write(async |cache| writes::unreact(cache, id).await);
+    let unreacted = unreacted.await?;
+    let (status, message) = (StatusCode::OK, &unreacted.value);
+    Ok(written(status, message, &unreacted.committed))
+}
+
+/// Code points in hexadecimal, such as `1f44d` or `1f1e9-1f1ea`, in lower case.
+fn code_points(typed: &str) -> Result<String, ApiError> {
+    let code = typed.to_lowercase();
+    let is_character = |point: &str| {
+        let number = u32::from_str_radix(point, 16).ok();
+        number.and_then(char::from_u32).is_some() && !point.starts_with('+')
+    };
+    match code.len() <= LONGEST_EMOJI && code.split('-').all(is_character) {
+        true => Ok(code),
+        false => Err(ApiError::bad(
+            "emoji_code takes code points in hexadecimal, such as 1f44d",
+        )),
+    }
 }
 
 /// A text that somebody typed: without blanks around it, not empty, not too long, and of characters that can be shown.

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware::from_fn;
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use larder::RequestLayer;
 
 use crate::App;
@@ -37,14 +37,29 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/healthz", get(status::health))
         .route("/stats", get(status::stats))
         .route("/api/messages", get(messages::list).post(messages::send))
+        .route("/api/messages/move", post(messages::move_topic))
+        .route(
+            "/api/messages/{id}/reactions",
+            post(messages::react).delete(messages::unreact),
+        )
         .route("/api/users", get(users::by_email))
+        .route("/api/users/swap-emails", post(users::swap_emails))
         .route("/api/users/{id}", get(users::by_id).patch(users::change))
+        .route("/api/users/{id}/subscriptions", get(users::subscriptions))
+        .route("/api/streams", get(streams::list))
+        .route(
+            "/api/streams/{id}",
+            get(streams::by_id).patch(streams::change),
+        )
+        .route("/api/streams/{id}/subscribers", get(streams::subscribers))
+        .route(
+            "/api/streams/{id}/subscribers/{user}",
+            put(streams::subscribe).delete(streams::unsubscribe),
+        )
         .route(
             "/api/client-errors",
             post(client_errors::report).layer(DefaultBodyLimit::max(client_errors::LONGEST_BODY)),
         )
-        .route("/api/streams", get(streams::list))
-        .route("/api/streams/{id}/subscribers", get(streams::subscribers))
         .fallback(answer::no_such_path)
         .method_not_allowed_fallback(answer::no_such_method)
         .layer(DefaultBodyLimit::max(LONGEST_BODY))

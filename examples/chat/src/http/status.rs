@@ -5,21 +5,22 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
-use larder::{CacheStats, ServerCheck};
+use larder::{Backlog, CacheStats, ServerCheck};
 use serde::Serialize;
 use serde_json::json;
 
 use super::answer::{ApiError, answer};
 use crate::App;
+use crate::db::Sql;
 
 /// `GET /healthz`: whether the chat can answer, which takes its database and not its store.
 pub(super) async fn health(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
     let mut db = app.db().read().await?;
-    sqlx::query("SELECT 1").execute(&mut *db).await?;
+    db.query(Sql::same("SELECT 1")).execute().await?;
     Ok(answer(StatusCode::OK, &json!({ "status": "ok" })))
 }
 
-/// `GET /stats`: what was counted since the start, and how each server of the store answers now.
+/// `GET /stats`: what was counted since the start, what waits to be flushed, and how each server of the store answers now.
 pub(super) async fn stats(State(app): State<Arc<App>>) -> Response {
     #[derive(Serialize)]
     struct Stats<'a> {
@@ -27,16 +28,43 @@ pub(super) async fn stats(State(app): State<Arc<App>>) -> Response {
         uptime_s: u64,
         #[serde(flatten)]
         cache: CacheStats,
+        outbox: Waiting,
         servers: Vec<Server>,
     }
-    let servers = app.cache().check().await;
+    let cache = app.cache();
+    let (servers, backlog) = tokio::join!(cache.check(), cache.backlog());
     let stats = Stats {
-        store: app.store(),
+        store: &app.store(),
+        outbox: Waiting::from(backlog),
         uptime_s: app.uptime().as_secs(),
-        cache: app.cache().stats(),
+        cache: cache.stats(),
         servers: servers.into_iter().map(Server::from).collect(),
     };
     answer(StatusCode::OK, &stats)
+}
+
+/// What waits in the outbox now.
+#[derive(Default, Serialize)]
+struct Waiting {
+    rows: Option<u64>,
+    oldest_s: Option<f64>,
+    error: Option<String>,
+}
+
+impl From<larder::Result<Option<Backlog>>> for Waiting {
+    fn from(backlog: larder::Result<Option<Backlog>>) -> Self {
+        match backlog {
+            Ok(backlog) => Self {
+                rows: backlog.map(|backlog| backlog.rows),
+                oldest_s: backlog.and_then(|backlog| Some(backlog.oldest?.as_secs_f64())),
+                error: None,
+            },
+            Err(error) => Self {
+                error: Some(error.to_string()),
+                ..Self::default()
+            },
+        }
+    }
 }
 
 /// What a server of the store said when it was asked.

@@ -1,19 +1,16 @@
 //! `/api/users`: people by id and by e-mail address, and changes of them.
 
-use std::sync::Arc;
-
 use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, Query};
 use axum::http::StatusCode;
 use axum::response::Response;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::answer::{ApiError, Valid, answer, written};
 use super::messages::text;
 use super::visit::Visit;
-use crate::App;
-use crate::data::{Email, UserId, UserPatch, Users, UsersByEmail};
-use crate::writes::change_user;
+use crate::data::{Email, Subscribed, Subscriptions, User, UserId, UserPatch, Users, UsersByEmail};
+use crate::writes;
 
 /// The longest name, in characters.
 const LONGEST_NAME: usize = 100;
@@ -44,12 +41,13 @@ pub(super) async fn by_email(
     let id = larder::get::<UsersByEmail>(&visit, &email).await?;
     let id = id.ok_or_else(unknown)?;
     let user = larder::get::<Users>(&visit, &id).await?;
+    // Both entries are right, each for its moment: who gave the address away in between doesn't have it.
+    let user = user.filter(|user| user.email == email);
     Ok(answer(StatusCode::OK, &user.ok_or_else(unknown)?))
 }
 
 /// `PATCH /api/users/{id}`
 pub(super) async fn change(
-    State(app): State<Arc<App>>,
     visit: Visit,
     Valid(Path(id)): Valid<Path<UserId>>,
     Valid(Json(mut patch)): Valid<Json<UserPatch>>,
@@ -62,8 +60,49 @@ pub(super) async fn change(
             "nothing to change; full_name, email and is_active can be",
         ));
     }
-    let changed = visit
-        .write(app.write(change_user(app.db().clone(), visit.cache(), id, patch)))
-        .await?;
-    Ok(written(StatusCode::OK, &changed.value, changed.flush))
+    let changed = visit.write(async |cache| writes::change_user(cache, id, patch).await);
+    let changed = changed.await?;
+    Ok(written(StatusCode::OK, &changed.value, &changed.committed))
+}
+
+/// The body of an exchange of addresses.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Swapping {
+    users: [UserId; 2],
+}
+
+/// `POST /api/users/swap-emails`
+pub(super) async fn swap_emails(
+    visit: Visit,
+    Valid(Json(Swapping {
+        users: [one, other],
+    })): Valid<Json<Swapping>>,
+) -> Result<Response, ApiError> {
+    if one == other {
+        return Err(ApiError::bad("users takes the ids of two users"));
+    }
+    let swapped = visit.write(async |cache| writes::swap_emails(cache, one, other).await);
+    let swapped = swapped.await?;
+    #[derive(Serialize)]
+    struct Both<'a> {
+        users: &'a [User; 2],
+    }
+    let users = &swapped.value;
+    Ok(written(StatusCode::OK, &Both { users }, &swapped.committed))
+}
+
+/// `GET /api/users/{id}/subscriptions`
+pub(super) async fn subscriptions(
+    visit: Visit,
+    Valid(Path(id)): Valid<Path<UserId>>,
+) -> Result<Response, ApiError> {
+    let subscriptions = larder::get::<Subscriptions>(&visit, &id).await?;
+    let subscriptions =
+        subscriptions.ok_or_else(|| ApiError::unknown(format!("there is no user {id}")))?;
+    #[derive(Serialize)]
+    struct All {
+        subscriptions: Vec<Subscribed>,
+    }
+    Ok(answer(StatusCode::OK, &All { subscriptions }))
 }

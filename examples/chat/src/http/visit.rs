@@ -32,12 +32,6 @@ struct Clocks {
 }
 
 impl Visit {
-    /// The cache as this request has it: its reads and writes are charged to the request, and its flushes drop what the
-    /// request keeps.
-    pub fn cache(&self) -> Cache<Db> {
-        self.request.cache().clone()
-    }
-
     /// Runs a query of the request's own, on the clock that the answer shows as `db`.
     pub(super) async fn query<T>(&self, query: impl Future<Output = T> + Send) -> T {
         let begin = Instant::now();
@@ -54,16 +48,17 @@ impl Visit {
         answer
     }
 
-    /// Runs a write: the clock shows its flush as `cache`, and the rest as `db`.
+    /// Runs a write with the cache as this request has it: so the write is charged to the request, and what it makes
+    /// stale is dropped from what the request keeps. The clock shows its flush as `cache`, and the rest as `db`.
     pub(super) async fn write<T, E>(
         &self,
-        write: impl Future<Output = Result<Written<T>, E>> + Send,
+        write: impl AsyncFnOnce(&Cache<Db>) -> Result<Written<T>, E>,
     ) -> Result<Written<T>, E> {
         let begin = Instant::now();
-        let written = write.await;
+        let written = write(self.request.cache()).await;
         let flushing = written
             .as_ref()
-            .map_or(Duration::ZERO, |written| written.flushing);
+            .map_or(Duration::ZERO, |written| written.committed.flushing);
         add(&self.clocks.flushes, flushing);
         add(
             &self.clocks.queries,

@@ -1,6 +1,6 @@
 //! First starts, and later ones.
 
-use larder_chat::db::Db;
+use larder_chat::db::{Db, Location};
 use larder_chat::dictionary::Dictionaries;
 use serde_json::{Value, json};
 
@@ -178,7 +178,8 @@ async fn files_that_cannot_be_read_are_named() {
         error.contains("m.jsonl.zst line 1: Unknown frame descriptor"),
         "{error}"
     );
-    let error = Db::open(place.path()).await.unwrap_err().to_string();
+    let directory = Location::Sqlite(place.path().to_owned());
+    let error = Db::open(&directory).await.unwrap_err().to_string();
     assert!(error.contains("can't open the database"), "{error}");
 }
 
@@ -194,19 +195,10 @@ async fn two_chats_with_the_memory_store_refuse_to_share_a_database() {
     let place = Place::new();
     let first = place.start(&SMALL).await.unwrap();
     let error = place.start(&SMALL).await.err().unwrap().to_string();
-    assert!(error.contains("another chat uses this database"), "{error}");
+    assert!(
+        error.contains("a store in a process isn't shared"),
+        "{error}"
+    );
     first.stop().await;
     place.start(&SMALL).await.unwrap();
-}
-
-#[tokio::test]
-async fn a_new_database_takes_a_new_prefix() {
-    let place = Place::new();
-    let prefix = place.file("chat.db.prefix", "left-by-a-deleted-one\n");
-    place.start(&SMALL).await.unwrap().stop().await;
-    assert!(!prefix.exists());
-    // Later starts keep it.
-    let prefix = place.file("chat.db.prefix", "kept");
-    place.start(&SMALL).await.unwrap().stop().await;
-    assert!(prefix.exists());
 }

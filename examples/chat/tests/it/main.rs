@@ -3,9 +3,12 @@
 mod bundle;
 mod client_errors;
 mod filling;
+mod fresh;
 mod messages;
 mod overload;
 mod page;
+mod plans;
 mod store;
+mod streams;
 mod support;
 mod users;

@@ -3,6 +3,7 @@
 //! While connections are held, tokio's clock is paused and leaps to the next deadline once everybody waits, so nobody
 //! really does. It must go on while a query runs: SQLite's threads are none of tokio's, and it would leap past them.
 
+use larder::Transactional as _;
 use larder_chat::db::{PATIENCE, READERS};
 use serde_json::json;
 use tokio::task::JoinSet;

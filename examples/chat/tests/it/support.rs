@@ -1,7 +1,7 @@
 //! A chat to ask.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use axum::Router;
@@ -10,20 +10,59 @@ use axum::http::{HeaderMap, Request, StatusCode};
 use clap::Parser as _;
 use larder::Config;
 use larder_chat::{App, Options, StartResult, http};
+use larder_harness::postgres::PostgresServer;
 use serde_json::Value;
 use tempfile::TempDir;
 use tower::ServiceExt as _;
 
+/// The PostgreSQL of these tests: it starts with the first that wants it, and ends with their process.
+static POSTGRES: LazyLock<PostgresServer> =
+    LazyLock::new(|| PostgresServer::start(&["-c", "fsync=off", "-c", "max_connections=400"]));
+
+/// A test on each database: an `async fn` of this name that takes a new [`Place`].
+macro_rules! on_each_database {
+    ($($name:ident;)+) => {$(
+        mod $name {
+            #[tokio::test]
+            async fn on_sqlite() {
+                super::$name($crate::support::Place::new()).await;
+            }
+
+            #[tokio::test]
+            async fn on_postgres() {
+                super::$name($crate::support::Place::on_postgres()).await;
+            }
+        }
+    )+};
+}
+pub(crate) use on_each_database;
+
 /// A place for a database, which goes with the test.
-pub(crate) struct Place(TempDir);
+pub(crate) struct Place {
+    directory: TempDir,
+    /// What `--db` is here.
+    db: String,
+}
 
 impl Place {
+    /// One for a file of SQLite's.
     pub(crate) fn new() -> Self {
-        Self(TempDir::new().expect("a directory for a database"))
+        let directory = TempDir::new().expect("a directory for a database");
+        let db = directory.path().join("chat.db");
+        let db = db.to_str().expect("a path of plain characters").to_owned();
+        Self { directory, db }
+    }
+
+    /// One in a PostgreSQL server.
+    pub(crate) fn on_postgres() -> Self {
+        Self {
+            directory: TempDir::new().expect("a directory for files"),
+            db: POSTGRES.database(),
+        }
     }
 
     pub(crate) fn path(&self) -> &Path {
-        self.0.path()
+        self.directory.path()
     }
 
     /// A file of this name and content.
@@ -35,9 +74,8 @@ impl Place {
 
     /// The command line of a chat here.
     pub(crate) fn options(&self, args: &[&str]) -> Options {
-        let db = self.path().join("chat.db");
-        let db = db.to_str().expect("a path of plain characters");
-        Options::parse_from(["larder-chat", "--db", db].iter().chain(args))
+        let db = ["larder-chat", "--db", &self.db];
+        Options::parse_from(db.iter().chain(args))
     }
 
     /// Starts a chat here, whatever the environment says.
@@ -186,10 +224,9 @@ impl Answer {
             .clone()
     }
 
+    /// What a write says of its flush.
     pub(crate) fn flush(&self) -> &str {
-        self.headers
-            .get("x-larder-flush")
-            .map_or("", |value| value.to_str().expect("a word"))
+        self.json["flush"].as_str().unwrap_or_default()
     }
 
     /// The messages of a page.
