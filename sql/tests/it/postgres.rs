@@ -213,7 +213,7 @@ async fn error_that_was_passed_over_refuses_the_commit() {
 }
 
 #[tokio::test]
-async fn stopped_writer_keeps_its_generation_and_keeps_nobody_waiting() {
+async fn stopped_writer_keeps_its_generation_ended_and_nobody_waiting() {
     let database = OnPostgres::start().await;
     let source = database.source().await;
     let outbox = PgOutbox::new(database.pool.clone());
@@ -222,12 +222,14 @@ async fn stopped_writer_keeps_its_generation_and_keeps_nobody_waiting() {
     push(&outbox, &mut tx).await.unwrap();
 
     edit(&outbox, &[delete("live"), delete("other"), mint("next")]).await;
-    assert!(outbox.renew("live", LONG, Duration::ZERO).await.unwrap());
+    assert!(!outbox.renew("live", LONG, Duration::ZERO).await.unwrap());
     let ids = |registered: larder_core::Registered| -> Vec<String> {
         let generations = registered.generations.into_iter();
         generations.map(|generation| generation.id).collect()
     };
-    assert_eq!(ids(outbox.read().await.unwrap()), ["live", "next"]);
+    let registered = outbox.read().await.unwrap();
+    assert!(registered.generations[0].left.is_zero());
+    assert_eq!(ids(registered), ["live", "next"]);
 
     Postgres::commit(tx).await.unwrap();
     edit(&outbox, &[delete("live")]).await;

@@ -211,3 +211,29 @@ async fn write_of_an_unknown_commit_is_seen() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rotation_waits_for_no_writer() {
+    let database = OnPostgres::start().await;
+    let mut holder = database.pool.acquire().await.unwrap();
+    run(&mut holder, NOTES).await;
+    run(&mut holder, &commit_that_waits("UPDATE ON note")).await;
+    let server = MemcachedServer::start(Listen::Unix, &[]);
+    let one = process(database.source().await, &server).await;
+    let two = process(database.source().await, &server).await;
+    read_from_the_store(&two).await;
+    run(&mut holder, "SELECT pg_advisory_lock(7)").await;
+    let commit = tokio::spawn(written(&one, "after").await.commit());
+    waiting_commit(&database.url).await;
+    let before = [one.prefix(), two.prefix()];
+    one.rotate().await.unwrap();
+    assert_ne!(one.prefix(), before[0]);
+    while two.prefix() == before[1] {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // Its entries are nobody's any more, so that there is nothing to be old.
+    run(&mut holder, "SELECT pg_advisory_unlock(7)").await;
+    let committed = commit.await.unwrap().unwrap();
+    assert!(committed.flush.is_fresh(), "{:?}", committed.flush);
+    assert_eq!([read(&one).await, read(&two).await], ["after", "after"]);
+}
