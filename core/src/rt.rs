@@ -8,6 +8,9 @@
 )]
 
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
 use tokio::task::JoinHandle;
@@ -173,6 +176,18 @@ fn boot_time() -> Duration {
     static ZERO: std::sync::LazyLock<std::time::Instant> =
         std::sync::LazyLock::new(std::time::Instant::now);
     ZERO.elapsed()
+}
+
+/// The future's output, or `None` if it panics: for what the user wrote.
+pub(crate) async fn unwinding<F: Future>(future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    std::future::poll_fn(|context| {
+        match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
+            Ok(poll) => poll.map(Some),
+            Err(_) => Poll::Ready(None),
+        }
+    })
+    .await
 }
 
 /// How long a task works before others get a turn. A turn is a pass through the runtime's driver: shorter stretches

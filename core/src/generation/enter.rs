@@ -158,9 +158,21 @@ impl Entrant {
     }
 }
 
+/// What the pools of stores begin with that only their process reaches, whatever they call themselves.
+const PRIVATE: &str = "process ";
+
+/// A pool as it is registered: what it calls itself, and whether others reach it.
+pub(crate) fn registered_pool(pool: &Pool) -> Pool {
+    let mut registered = pool.clone();
+    if pool.reach == Reach::Process {
+        registered.description = format!("{PRIVATE}{}", pool.description);
+    }
+    registered
+}
+
 /// Whether a pool of this description is one process's own.
 pub(super) fn is_private(pool: &str) -> bool {
-    pool.starts_with("memory:")
+    pool.starts_with(PRIVATE)
 }
 
 /// This process, so that others on its host can tell whether it lives: boot, namespace, process, start.
@@ -197,6 +209,20 @@ fn started(pid: u32) -> Option<String> {
     fields.split(' ').nth(19).map(str::to_owned)
 }
 
+/// Whether there is no such process. One of another user is there, though it may not be looked at.
+#[cfg(target_os = "linux")]
+fn is_gone(pid: u32) -> bool {
+    let pid = i32::try_from(pid)
+        .ok()
+        .and_then(rustix::process::Pid::from_raw);
+    pid.is_some_and(|pid| rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::SRCH))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_gone(_: u32) -> bool {
+    false
+}
+
 /// Whether the holder of a private store is known to have ended: killed, it couldn't end its registration.
 fn is_dead(holder: &str, pool: &str) -> bool {
     let parts = || {
@@ -204,7 +230,11 @@ fn is_dead(holder: &str, pool: &str) -> bool {
         let (pid, identity) = process.split_once(" (")?;
         let (its_place, start) = identity.strip_suffix(')')?.rsplit_once('/')?;
         let pid: u32 = pid.parse().ok()?;
-        Some(its_place == place()? && started(pid).is_none_or(|now| now != start))
+        let is_another = match started(pid) {
+            Some(now) => now != start,
+            None => is_gone(pid),
+        };
+        Some(its_place == place()? && is_another)
     };
     is_private(pool) && parts().unwrap_or(false)
 }

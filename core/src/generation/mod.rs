@@ -27,7 +27,7 @@ use arc_swap::ArcSwap;
 use serde::Serialize;
 
 use enter::is_private;
-pub(crate) use enter::{Entrant, holder};
+pub(crate) use enter::{Entrant, holder, registered_pool};
 pub(crate) use manifest::{Listed, Manifest};
 
 use crate::contract::{Backend, Error, ErrorKind, Pool, Prefix, Result};
@@ -66,6 +66,10 @@ const MANY: usize = 3;
 
 /// Keys under an epoch that was purged are flushed as well, until nobody can read them any more.
 const PURGED: Duration = REGISTRATION;
+
+/// How often, and how soon again, generations are ended that open transactions hold.
+const ROTATIONS: usize = 50;
+const ROTATION: Duration = Duration::from_millis(100);
 
 /// Opens the pool of another generation by its description.
 pub(crate) type OpenPool = Box<dyn Fn(&str, Rt) -> Result<Arc<dyn Backend>> + Send + Sync>;
@@ -184,6 +188,8 @@ struct Registration {
     id: ArcSwap<String>,
     /// When it was known to be registered.
     entered: Mutex<Duration>,
+    /// When each purge was known, by its epoch.
+    seen: Mutex<HashMap<String, Duration>>,
     pools: Mutex<HashMap<String, Arc<dyn Backend>>>,
     open: OpenPool,
     switches: Switches,
@@ -227,7 +233,7 @@ impl Generations {
         rt: Rt,
         switches: Switches,
     ) -> Result<Self> {
-        let pools = HashMap::from([(backend.pool().description, backend)]);
+        let pools = HashMap::from([(entrant.pool.description.clone(), backend)]);
         let generations = Self {
             standing: ArcSwap::from_pointee(Standing::of(Prefix::random())),
             targets: ArcSwap::from_pointee(Targets::none()),
@@ -236,6 +242,7 @@ impl Generations {
                 entrant,
                 id: ArcSwap::from_pointee(String::new()),
                 entered: Mutex::default(),
+                seen: Mutex::default(),
                 pools: Mutex::new(pools),
                 open,
                 switches,
@@ -418,17 +425,32 @@ impl Generations {
                 "there are no generations to rotate, since the source has no outbox; configure another prefix",
             ));
         };
-        let _asking = registration.asking.lock().await;
-        let mut decide = |registered: &Registered| {
-            let ids = registered.generations.iter();
-            Ok(ids
-                .map(|live| Edit::Delete {
-                    id: live.id.clone(),
-                })
-                .collect())
-        };
-        registration.register.edit(&mut decide).await?;
-        self.enter_anew().await
+        let mut ended: Option<HashSet<String>> = None;
+        for _ in 0..ROTATIONS {
+            let asking = registration.asking.lock().await;
+            let mut decide = |registered: &Registered| {
+                let ids = registered.generations.iter().map(|live| live.id.clone());
+                // Those that are registered from now on know what is true.
+                let ended = ended.get_or_insert_with(|| ids.collect());
+                let ids = ended.iter().cloned();
+                Ok(ids.map(|id| Edit::Delete { id }).collect())
+            };
+            registration.register.edit(&mut decide).await?;
+            let left = registration.register.read().await?.generations;
+            let is_left = |known: &Generation| {
+                let ended = ended.as_ref();
+                ended.is_some_and(|ended| ended.contains(&known.id))
+            };
+            if !left.iter().any(is_left) {
+                return self.enter_anew().await;
+            }
+            drop(asking);
+            self.rt.sleep(ROTATION).await;
+        }
+        Err(Error::new(
+            ErrorKind::Unavailable,
+            "generations can't be ended while their transactions are open; try again once those are over",
+        ))
     }
 
     /// Ends the registration, if it is that of this process alone.
@@ -605,8 +627,15 @@ impl Registration {
             };
             standing.commits_from = after(waits, age);
         }
+        let mut seen = self.lock_seen();
+        seen.retain(|epoch, _| registered.purges.iter().any(|purge| purge.epoch == *epoch));
         for purge in &registered.purges {
-            if let Some(from) = after(ACTIVATION, purge.age) {
+            let first = seen.entry(purge.epoch.clone()).or_insert(asked.answered);
+            let age = match purge.age < SETTLED {
+                true => purge.age.min(asked.answered.saturating_sub(*first)),
+                false => purge.age,
+            };
+            if let Some(from) = after(ACTIVATION, age) {
                 standing.purged.insert(purge.accessor.clone(), from);
             }
         }
@@ -628,6 +657,10 @@ impl Registration {
 
     fn lock_entered(&self) -> std::sync::MutexGuard<'_, Duration> {
         self.entered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_seen(&self) -> std::sync::MutexGuard<'_, HashMap<String, Duration>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn warn_of_many(&self, live: &[LiveGeneration]) {

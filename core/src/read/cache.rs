@@ -19,7 +19,7 @@ use crate::contract::{
     Backend, Error, ErrorKind, Key, Prefix, PrefixSettings, Result, ServerCheck,
 };
 use crate::entry::Dictionary;
-use crate::generation::{Entrant, Generations, Manifest, OpenPool, holder};
+use crate::generation::{Entrant, Generations, Manifest, OpenPool, holder, registered_pool};
 use crate::stats::{CacheStats, Tally};
 use crate::switches::{Mechanism, Switches};
 use crate::write::{self, Backlog, LINKED, Outbox, Plans, Register, RegisterDataset, Writes};
@@ -337,11 +337,13 @@ impl<S: Source> Cache<S> {
     /// Begins anew: every live generation ends, and every process registers another one, with an empty cache.
     ///
     /// For after a restore of the database to an earlier state, when what is cached is newer than what is true. In SQL it
-    /// is `DELETE FROM larder_generation`. Other processes notice when they renew their registration, within 10 s.
+    /// is `DELETE FROM larder_generation`. Other processes notice when they look at
+    /// the register again, within 2 s.
     ///
     /// # Errors
     ///
-    /// If the source has no [outbox](Source::outbox), or the database can't be asked.
+    /// If the source has no [outbox](Source::outbox), the database can't be asked, or transactions stay open that hold their
+    /// generations.
     pub async fn rotate(&self) -> Result<()> {
         self.shared.generations.rotate().await
     }
@@ -666,7 +668,7 @@ impl<S: Source> CacheBuilder<S> {
                         Some(version) => version,
                         None => program_hash(self.rt).await?,
                     },
-                    pool: backend.pool(),
+                    pool: registered_pool(&backend.pool()),
                     holder: holder(),
                     manifest,
                     bounded: self.bounded,

@@ -574,14 +574,26 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
         };
         for nth in 0..count {
             let position = self.memo.position(nth);
-            // While some flush isn't confirmed, a fill that was stored is no proof of being new.
-            let alone = self.nested || way == Way::Refresh || holds_some;
+            let addressed = self.wire.len();
+            if holds_some && D::Form::STORED {
+                // While its flush isn't confirmed, a fill that was stored is no proof of being new.
+                self.address(position);
+                if self.wire.len() == addressed {
+                    continue;
+                }
+            }
+            let alone = self.nested || way == Way::Refresh;
             let running = match alone {
                 true => None,
                 false => self.accessor.flights.join(self.asked.key(position), terms),
             };
             match running {
-                Some(ticket) => self.followed.push((position, ticket)),
+                Some(ticket) => {
+                    self.wire.truncate(addressed);
+                    self.positions.truncate(addressed);
+                    self.followed.push((position, ticket));
+                }
+                None if self.wire.len() > addressed => {}
                 None if D::Form::STORED => self.address(position),
                 None => self.miss(position, None),
             }

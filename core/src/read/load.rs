@@ -23,6 +23,7 @@ use crate::contract::{
     Error, ErrorKind, Fill, FillOutcome, Keys, Lease, Lost, Prefix, Result, Set, Trips,
     WriteOptions,
 };
+use crate::rt::unwinding;
 use crate::stats::Unsettled;
 use crate::{Instant, Mechanism};
 
@@ -593,18 +594,6 @@ impl Fills {
 /// told: the reader's own check is exact.
 fn jittered(ttl: Duration) -> Duration {
     ttl.mul_f64(1.0 - fastrand::f64() / 10.0)
-}
-
-/// The future's output, or `None` if it panics.
-async fn unwinding<F: Future>(future: F) -> Option<F::Output> {
-    let mut future = pin!(future);
-    std::future::poll_fn(|context| {
-        match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
-            Ok(poll) => poll.map(Some),
-            Err(_) => Poll::Ready(None),
-        }
-    })
-    .await
 }
 
 /// The output of a future that is ready when it is polled for the first time.

@@ -112,6 +112,7 @@ impl fmt::Debug for Pending {
 }
 
 /// Why a commit didn't come about, or isn't known to have.
+#[non_exhaustive]
 pub enum CommitError<E> {
     /// The database refused: nothing was committed, nothing was flushed.
     Failed(E),
@@ -125,6 +126,12 @@ pub enum CommitError<E> {
 }
 
 impl<E> CommitError<E> {
+    /// Whether nothing was committed and the same transaction may succeed a moment later: this process was registering
+    /// anew, for example.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Refused(error) if error.is_retryable())
+    }
+
     /// Whether the write may have been committed.
     pub const fn may_have_committed(&self) -> bool {
         matches!(self, Self::Unknown(_) | Self::Interrupted)
@@ -167,8 +174,10 @@ impl<E: StdError + 'static> StdError for CommitError<E> {
     }
 }
 
-/// Why a [`transaction`](crate::Cache::transaction) failed.
+/// Why a [`transaction`](crate::Cache::transaction) failed. It is an error for whatever the work fails with that can be
+/// shown, `anyhow::Error` included.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum TransactionError<W, E> {
     /// It couldn't begin.
     Begin(E),
@@ -188,12 +197,22 @@ impl<W: fmt::Display, E: fmt::Display> fmt::Display for TransactionError<W, E> {
     }
 }
 
-impl<W: StdError + 'static, E: StdError + 'static> StdError for TransactionError<W, E> {
+impl<W: fmt::Display + fmt::Debug, E: StdError + 'static> StdError for TransactionError<W, E> {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         match self {
             Self::Begin(error) => error.source(),
-            Self::Work(error) => error.source(),
+            Self::Work(_) => None,
             Self::Commit(error) => error.source(),
+        }
+    }
+}
+
+impl<W, E> TransactionError<W, E> {
+    /// The work's own error, if it is one.
+    pub fn into_work(self) -> Option<W> {
+        match self {
+            Self::Work(error) => Some(error),
+            Self::Begin(_) | Self::Commit(_) => None,
         }
     }
 }

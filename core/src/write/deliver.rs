@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::join_all;
 
@@ -10,7 +11,11 @@ use super::stale::{Deferred, Level, Stale};
 use crate::contract::{Error, ErrorKind, Keys, Result, Trips, WriteOptions};
 use crate::generation::Target;
 use crate::read::Shared;
+use crate::rt::unwinding;
 use crate::{Mechanism, Source};
+
+/// How long a query for keys may take, for each page of them.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Keys deleted in one exchange per server.
 const CHUNK: usize = 10_000;
@@ -61,7 +66,8 @@ pub(crate) async fn deliver<S: Source>(
     delivered
 }
 
-/// Some keys that a query finds, and where the next ones begin.
+/// Some keys that a query finds, and where the next ones begin. The query is the user's code: one that hangs or panics
+/// delays its own flush, and nobody else's.
 async fn page<S: Source>(
     shared: &Shared<S>,
     deferred: &Deferred,
@@ -76,15 +82,34 @@ async fn page<S: Source>(
             ),
         ));
     };
-    // A connection per page: none is kept while servers are waited for.
-    let mut conn = shared.source.acquire().await.map_err(|error| {
-        let message = format!(
-            "no connection to ask for the keys of `{}` that are stale",
-            deferred.accessor
-        );
-        Error::with_source(ErrorKind::Unavailable, message, error)
-    })?;
-    query.page(&mut conn, &deferred.arguments, after).await
+    let page = async {
+        // A connection per page: none is kept while servers are waited for.
+        let mut conn = shared.source.acquire().await.map_err(|error| {
+            let message = format!(
+                "no connection to ask for the keys of `{}` that are stale",
+                deferred.accessor
+            );
+            Error::with_source(ErrorKind::Unavailable, message, error)
+        })?;
+        query.page(&mut conn, &deferred.arguments, after).await
+    };
+    let failed = |kind, how: &str| {
+        let Deferred {
+            accessor, query, ..
+        } = deferred;
+        Err(Error::new(
+            kind,
+            format!("the query `{query}` for keys of `{accessor}` {how}"),
+        ))
+    };
+    match shared.rt.timeout(PATIENCE, unwinding(page)).await {
+        Some(Some(page)) => page,
+        Some(None) => failed(ErrorKind::Codec, "panicked"),
+        None => failed(
+            ErrorKind::Timeout,
+            &format!("took longer than {PATIENCE:?}"),
+        ),
+    }
 }
 
 /// Asks the queries at once, and takes what they find for all that is stale: as only a test does, before the commit.

@@ -107,7 +107,8 @@ impl FieldBits {
         changed.map(|(field, _)| field).collect()
     }
 
-    /// The fields at these places of [`FieldSet::ALL`]: for constants, where nothing else can be called.
+    /// The fields at these places of [`FieldSet::ALL`]: for constants, where nothing else can be called. Write a place as
+    /// `UserField::Name as usize`, with variants in the order of `ALL`, and it moves along with them.
     ///
     /// # Panics
     ///
@@ -153,6 +154,12 @@ impl<F: FieldSet> FromIterator<F> for FieldBits {
             place.map_or(Self::ALL, |place| Self(1 << place.min(127)))
         };
         fields.into_iter().map(bit).fold(Self::NONE, BitOr::bitor)
+    }
+}
+
+impl<F: FieldSet> From<F> for FieldBits {
+    fn from(field: F) -> Self {
+        [field].into()
     }
 }
 

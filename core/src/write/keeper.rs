@@ -8,14 +8,16 @@ use std::time::Duration;
 
 use super::deliver::deliver;
 use super::stale::Stale;
+use super::store::answered;
 use super::undelivered::Hold;
 use super::writes::{Waiting, pause};
 use super::{Outbox, Row, RowId};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::contract::Result;
+use crate::contract::{Error, ErrorKind, Result};
 use crate::read::{Shared, Source};
+use crate::rt::unwinding;
 use crate::{Instant, Mechanism, Rt};
 
 /// How often retries are looked at where nothing else remembers them.
@@ -37,7 +39,7 @@ const POLL: Duration = Duration::from_secs(1);
 const HOLD: Duration = Duration::from_secs(5);
 
 /// Rows that are relayed together.
-const ROWS: usize = 500;
+const ROWS: usize = 200;
 
 /// Rows that are looked at, or asked for, at once.
 const MANY_ROWS: usize = 10 * ROWS;
@@ -98,10 +100,6 @@ impl Pause {
     async fn until<F: Future<Output = ()>>(&self, next: F) -> Option<()> {
         self.closing.run_until_cancelled(next).await
     }
-
-    async fn tick(&self) -> Option<()> {
-        self.until(self.rt.sleep(TICK)).await
-    }
 }
 
 /// Retries flushes whenever some wait, until the cache is gone.
@@ -113,11 +111,19 @@ async fn keep_retrying<S: Source>(shared: Weak<Shared<S>>, added: Arc<Notify>, p
             };
             let now = pause.rt.now();
             retry(&shared, |waiting| waiting.next <= now).await;
-            if shared.writes.waiting() == 0 {
-                break;
-            }
+            let next = match (shared.writes.waiting(), shared.writes.remembers_all(now)) {
+                (0, true) => break,
+                (0, false) => SWEEP,
+                _ => TICK,
+            };
             drop(shared);
-            if pause.tick().await.is_none() {
+            let woken = async {
+                tokio::select! {
+                    () = pause.rt.sleep(next) => {}
+                    () = added.notified(), if next > TICK => {}
+                }
+            };
+            if pause.until(woken).await.is_none() {
                 return;
             }
         }
@@ -129,11 +135,9 @@ pub(crate) async fn finish<S: Source>(shared: &Arc<Shared<S>>) {
     // Those with rows in the outbox are left to whoever lives on.
     retry(shared, |waiting| waiting.rows.is_empty()).await;
     if let Some(outbox) = &shared.writes.outbox {
-        let _ = outbox.done(&shared.writes.take_done()).await;
+        let _ = answered(shared.rt, outbox.done(&shared.writes.take_done())).await;
     }
-    for waiting in shared.writes.take_waiting(|_| true) {
-        waiting.deliver.give_up();
-    }
+    shared.writes.give_up();
     shared.generations.leave().await;
 }
 
@@ -149,7 +153,7 @@ async fn hold_rows<S: Source>(
     if shared.without(Mechanism::AskAfterOutage) {
         return Ok(true);
     }
-    let rows = outbox.rows(MANY_ROWS).await?;
+    let rows = answered(shared.rt, outbox.rows(MANY_ROWS)).await?;
     let knows_all = rows.len() < MANY_ROWS;
     for row in rows {
         if let Ok(stale) = Stale::of_row(&row.text) {
@@ -168,11 +172,11 @@ async fn keep_registered<S: Source>(shared: Weak<Shared<S>>, pause: Pause) {
             return;
         };
         let renew = renewing.is_due(pause.rt);
-        let kept = shared.generations.keep(renew).await;
+        let kept = watched(shared.generations.keep(renew)).await;
         report("the register of generations", kept);
         if renew
             && let Some(outbox) = &shared.writes.outbox
-            && let Some(backlog) = report("the outbox", outbox.backlog().await)
+            && let Some(backlog) = report("the outbox", answered(shared.rt, outbox.backlog()).await)
         {
             shared.writes.counters.set_backlog(backlog);
         }
@@ -182,14 +186,20 @@ async fn keep_registered<S: Source>(shared: Weak<Shared<S>>, pause: Pause) {
 /// Delivers what waits in the outbox for anybody, until the cache is gone.
 async fn keep_relaying<S: Source>(shared: Weak<Shared<S>>, pause: Pause) {
     let mut sweeping = Timer::new(pause.rt, SWEEP);
-    while let Some(()) = pause.until(pause.rt.sleep(jittered(POLL))).await {
+    let mut polls = 1;
+    while let Some(()) = pause.until(pause.rt.sleep(jittered(POLL * polls))).await {
         let Some(shared) = shared.upgrade() else {
             return;
         };
         let Some(outbox) = &shared.writes.outbox else {
             return;
         };
-        report("the outbox", relay(&shared, &**outbox).await);
+        let relayed = report("the outbox", watched(relay(&shared, &**outbox)).await);
+        // What couldn't be delivered from here is left to others, who come later than whoever has just looked.
+        polls = match relayed {
+            Some(false) => 3,
+            _ => 1,
+        };
         if sweeping.is_due(pause.rt) {
             report("the outbox", sweep(&shared, &**outbox).await);
         }
@@ -204,7 +214,11 @@ async fn keep_settling<S: Source>(shared: Weak<Shared<S>>, foreign: Foreign, pau
             return;
         };
         if let Some(outbox) = &shared.writes.outbox {
-            settling.turn(&shared, &**outbox).await;
+            let turn = async {
+                settling.turn(&shared, &**outbox).await;
+                Ok(())
+            };
+            report("the outbox", watched(turn).await);
         }
     }
 }
@@ -218,7 +232,9 @@ struct Settling {
 impl Settling {
     async fn turn<S: Source>(&mut self, shared: &Arc<Shared<S>>, outbox: &dyn Outbox<S::Conn>) {
         let done = shared.writes.take_done();
-        if !done.is_empty() && report("the outbox", outbox.done(&done).await).is_none() {
+        if !done.is_empty()
+            && report("the outbox", answered(shared.rt, outbox.done(&done)).await).is_none()
+        {
             shared.writes.not_done(done);
         }
         report("the outbox", self.look_for_delivered(shared, outbox).await);
@@ -243,7 +259,10 @@ impl Settling {
             };
             let end = awaited.len().min(start + MANY_ROWS);
             let asked = &awaited[start..end];
-            let left: HashSet<RowId> = outbox.left(asked).await?.into_iter().collect();
+            let left: HashSet<RowId> = answered(shared.rt, outbox.left(asked))
+                .await?
+                .into_iter()
+                .collect();
             self.asked = end;
             let mut gone: HashSet<RowId> = asked.iter().copied().collect();
             gone.retain(|id| !left.contains(id));
@@ -252,6 +271,7 @@ impl Settling {
                 waiting.deliver.delivered();
             }
         }
+        shared.writes.remembers_all(shared.rt.now());
         // An unknown commit has no rows to wait for: what it flushed is retried from memory.
         let now = shared.rt.now();
         retry(shared, |waiting| {
@@ -298,32 +318,22 @@ async fn retry<S: Source>(shared: &Arc<Shared<S>>, which: impl Fn(&Waiting) -> b
         let trips = shared.writes.counters.trips(None);
         let delivered = deliver(shared, stale, &trips).await;
         let now = shared.rt.now();
-        waiting.next = match (delivered.cause, waiting.held_until) {
-            (Some(_), _) => {
-                waiting.attempts += 1;
-                now + pause(waiting.attempts)
-            }
-            (None, None) => {
-                waiting.deliver.delivered();
-                continue;
-            }
-            // What was forgotten has expired by then.
-            (None, Some(until)) if until <= now => {
-                waiting.deliver.give_up();
-                continue;
-            }
-            (None, Some(until)) => until,
-        };
+        if delivered.cause.is_none() {
+            waiting.deliver.delivered();
+            continue;
+        }
+        waiting.attempts += 1;
+        waiting.next = now + pause(waiting.attempts);
         waiting.stale = delivered.rest;
         shared.writes.wait_again(waiting);
     }
 }
 
-/// Delivers rows of the outbox that are due, whoever wrote them.
-async fn relay<S: Source>(shared: &Arc<Shared<S>>, outbox: &dyn Outbox<S::Conn>) -> Result<()> {
-    let rows = outbox.claim(ROWS, HOLD, POLL.mul_f64(0.9)).await?;
+/// Delivers rows of the outbox that are due, whoever wrote them; `false` if some couldn't be delivered.
+async fn relay<S: Source>(shared: &Arc<Shared<S>>, outbox: &dyn Outbox<S::Conn>) -> Result<bool> {
+    let rows = answered(shared.rt, outbox.claim(ROWS, HOLD, POLL.mul_f64(0.9))).await?;
     if rows.is_empty() {
-        return Ok(());
+        return Ok(true);
     }
     let mut readable = Vec::new();
     for row in rows {
@@ -332,11 +342,11 @@ async fn relay<S: Source>(shared: &Arc<Shared<S>>, outbox: &dyn Outbox<S::Conn>)
             Err(error) => {
                 tracing::error!(row = row.id, %error, "a row of the outbox can't be delivered here");
                 let pause = later(shared, &row);
-                outbox.put_off(row.id, &row.text, pause).await?;
+                answered(shared.rt, outbox.put_off(row.id, &row.text, pause)).await?;
             }
         }
     }
-    let (mut open, mut rest) = behind_their_bases(outbox, readable).await?;
+    let (mut open, mut rest) = behind_their_bases(shared, outbox, readable).await?;
     let trips = shared.writes.counters.trips(None);
     let mut done = Vec::new();
     let mut why = None;
@@ -364,12 +374,13 @@ async fn relay<S: Source>(shared: &Arc<Shared<S>>, outbox: &dyn Outbox<S::Conn>)
     if let Some(cause) = why {
         tracing::warn!(%cause, "rows of the outbox couldn't be delivered; they are tried again");
     }
-    outbox.done(&done).await?;
+    answered(shared.rt, outbox.done(&done)).await?;
+    let is_all = rest.is_empty();
     for (row, left) in rest {
         let pause = later(shared, &row);
-        outbox.put_off(row.id, &left.text(), pause).await?;
+        answered(shared.rt, outbox.put_off(row.id, &left.text(), pause)).await?;
     }
-    Ok(())
+    Ok(is_all)
 }
 
 /// Rows and what they say.
@@ -377,14 +388,15 @@ type Readable = Vec<(Row, Stale)>;
 
 /// Tells apart what can be delivered now, and rows of large commits whose earlier rows, which have what they are derived
 /// from, aren't delivered and aren't among these.
-async fn behind_their_bases<C: ?Sized + 'static>(
-    outbox: &dyn Outbox<C>,
+async fn behind_their_bases<S: Source>(
+    shared: &Shared<S>,
+    outbox: &dyn Outbox<S::Conn>,
     rows: Readable,
 ) -> Result<(Readable, Readable)> {
     if !rows.iter().any(|(_, stale)| stale.follows()) {
         return Ok((rows, Vec::new()));
     }
-    let all = outbox.rows(MANY_ROWS).await?;
+    let all = answered(shared.rt, outbox.rows(MANY_ROWS)).await?;
     let knows_all = all.len() < MANY_ROWS;
     let here: HashSet<RowId> = rows.iter().map(|(row, _)| row.id).collect();
     let elsewhere = all.iter().filter(|row| !here.contains(&row.id));
@@ -401,19 +413,19 @@ async fn behind_their_bases<C: ?Sized + 'static>(
     Ok(rows.into_iter().partition(|(_, stale)| !waits(stale)))
 }
 
-/// When a row is tried again that was claimed so often: after 1 s, doubling up to 5 s, so that those of other servers get
-/// their turn, and a server that is back hasn't long to wait.
+/// When a row is tried again that was claimed so often: after 1 s, 2 s, 3 s from then on, so that those of other servers
+/// get their turn, and a server that is back hasn't long to wait.
 fn later<S: Source>(shared: &Shared<S>, row: &Row) -> Duration {
     match shared.without(Mechanism::RowBackoff) {
         true => Duration::ZERO,
-        false => Duration::from_secs(1) * 2_u32.pow(row.attempts.min(3)).min(5),
+        false => Duration::from_secs(1) * row.attempts.saturating_add(1).min(3),
     }
 }
 
 /// Deletes rows that are older than anything that was filled before them.
 async fn sweep<S: Source>(shared: &Arc<Shared<S>>, outbox: &dyn Outbox<S::Conn>) -> Result<()> {
     if let Some(ttl) = shared.generations.longest_ttl() {
-        let dropped = outbox.drop_older(ttl + Duration::from_secs(60)).await?;
+        let dropped = answered(shared.rt, outbox.drop_older(ttl + Duration::from_secs(60))).await?;
         if dropped > 0 {
             tracing::warn!(
                 rows = dropped,
@@ -422,6 +434,19 @@ async fn sweep<S: Source>(shared: &Arc<Shared<S>>, outbox: &dyn Outbox<S::Conn>)
         }
     }
     Ok(())
+}
+
+/// The outcome of a turn, whose panic mustn't end the task: nobody would do what it does.
+async fn watched<T>(turn: impl Future<Output = Result<T>>) -> Result<T> {
+    let outcome = unwinding(turn).await;
+    outcome.unwrap_or_else(|| {
+        let error = Error::new(
+            ErrorKind::Protocol,
+            "a task of larder's own panicked, and goes on",
+        );
+        tracing::error!(%error);
+        Err(error)
+    })
 }
 
 fn report<T>(what: &'static str, outcome: Result<T>) -> Option<T> {

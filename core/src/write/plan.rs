@@ -174,6 +174,10 @@ impl<D: Dataset, Q: FlushQuery<D>> AnyQuery<D::Source> for QueryOf<D, Q> {
             let after = after.and_then(|after| after.downcast::<D::Key>().ok());
             let found = query.keys(conn, after.as_deref(), PAGE).await;
             let found = found.map_err(|error| fails(ErrorKind::Unavailable, error.into()))?;
+            if after.is_some() && found.last() == after.as_deref() {
+                let problem = "it answers keys that come before `after` again";
+                return Err(fails(ErrorKind::Config, problem.into()));
+            }
             let mut keys = Keys::with_capacity(found.len());
             for key in &found {
                 let _ = keys.push_logical(D::NAME, key);

@@ -51,7 +51,7 @@ pub(crate) struct Deferred {
 }
 
 /// Keys in one row of the outbox.
-const ROW: usize = 10_000;
+const ROW: usize = 2_000;
 
 /// A row of the outbox as it is written: readable by whoever looks into the table, and by other versions of this code.
 #[derive(Serialize, Deserialize)]
@@ -121,6 +121,14 @@ impl Stale {
     pub(crate) fn keys(&self) -> impl Iterator<Item = &str> {
         let keys = |level| Level::keys(level);
         self.levels.iter().flat_map(keys)
+    }
+
+    /// The data sets of its keys and queries; one may come more than once.
+    pub(crate) fn accessors(&self) -> impl Iterator<Item = &str> {
+        self.levels.iter().flat_map(|level| {
+            let keys = level.keys.iter().map(|key| key.accessor());
+            keys.chain(level.queries.iter().map(|query| &*query.accessor))
+        })
     }
 
     /// Leaves each key once.

@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+use crate::Rt;
 use crate::Source;
-use crate::contract::Result;
+use crate::contract::{Error, ErrorKind, Result};
 
 /// A source whose connections can write in transactions.
 ///
@@ -105,6 +106,21 @@ pub trait Outbox<C: ?Sized>: Register {
 
     /// How many rows there are, and how old the oldest is.
     async fn backlog(&self) -> Result<Backlog>;
+}
+
+/// How long core waits for an answer of the outbox or the register.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The answer of the outbox or the register, unless it takes too long: a connection that was cut without a word mustn't
+/// hold all commits up.
+pub(crate) async fn answered<T>(rt: Rt, call: impl Future<Output = Result<T>> + Send) -> Result<T> {
+    let answer = rt.timeout(PATIENCE, call).await;
+    answer.unwrap_or_else(|| {
+        Err(Error::new(
+            ErrorKind::Timeout,
+            format!("the database didn't answer larder within {PATIENCE:?}; it is tried again"),
+        ))
+    })
 }
 
 /// Names a row of the outbox.

@@ -121,6 +121,9 @@ impl<S: Transactional> Tx<S> {
     /// What the request keeps of it is dropped now, and again after the flush.
     pub fn changed<T: Entity>(&mut self, change: Change<'_, T>) {
         self.said = true;
+        if change.fields.is_empty() {
+            return;
+        }
         self.entities.insert(T::NAME);
         let writes = &self.cache.shared.writes;
         let (scope, own) = (self.cache.scope(), &mut self.own);
@@ -296,7 +299,8 @@ impl<S: Transactional> Tx<S> {
             }
         }
         self.stale.deduplicate();
-        if self.stale.is_empty() {
+        // What makes nothing stale here may do so for those who are linked with more, and for other versions.
+        if self.entities.is_empty() {
             return Ok(());
         }
         let generations = &self.cache.shared.generations;
@@ -320,14 +324,15 @@ impl<S: Transactional> Tx<S> {
         )
     }
 
-    /// Puts what is stale into the outbox, in this transaction.
+    /// Puts what is stale into the outbox, in this transaction. A row of nothing holds the generation as well, so that a
+    /// writer who sleeps now isn't overtaken by a version to which it is something.
     async fn push(&mut self) -> Result<Vec<RowId>> {
         let shared = &self.cache.shared;
         let (Some(outbox), Some(generation)) = (&shared.writes.outbox, shared.generations.id())
         else {
             return Ok(Vec::new());
         };
-        if self.stale.is_empty() || shared.without(Mechanism::Outbox) {
+        if self.entities.is_empty() || shared.without(Mechanism::Outbox) {
             return Ok(Vec::new());
         }
         let rows = self.stale.rows();

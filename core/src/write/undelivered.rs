@@ -121,6 +121,20 @@ impl Undelivered {
         hold
     }
 
+    /// Holds a whole data set, until the answer is dropped.
+    pub(crate) fn hold_accessor(self: &Arc<Self>, accessor: &str) -> Hold {
+        let mut hold = Hold {
+            undelivered: Arc::clone(self),
+            keys: Vec::new(),
+            accessors: Vec::new(),
+        };
+        let mut held = self.write();
+        hold.accessor(&mut held, accessor);
+        self.recount(&held);
+        drop(held);
+        hold
+    }
+
     fn recount(&self, held: &Held) {
         let count = held.keys.len() + held.accessors.len() + held.servers.len();
         self.count.store(count, Ordering::Release);

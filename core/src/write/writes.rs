@@ -1,7 +1,8 @@
 //! What the writes of one cache share: their plans, the outbox, and the flushes that wait.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::panic::Location;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -31,8 +32,20 @@ pub(crate) struct Writes<S: Source> {
     /// Where the transactions that are open were begun, if that matters.
     open: Mutex<Vec<&'static Location<'static>>>,
     waiting: Mutex<Vec<Waiting>>,
+    /// Whether nobody ends the waiting any more.
+    given_up: AtomicBool,
+    forgotten: Mutex<Option<Forgotten>>,
     /// Rows of the outbox that were delivered, to be deleted together.
     done: Mutex<Vec<RowId>>,
+}
+
+/// So many flushes are waited for one by one.
+const MANY: usize = 100_000;
+
+/// Data sets of which so much was to be flushed that it isn't remembered.
+struct Forgotten {
+    until: Instant,
+    holds: HashMap<String, Hold>,
 }
 
 /// A flush of this process that isn't confirmed.
@@ -43,8 +56,6 @@ pub(super) struct Waiting {
     pub(super) deliver: Deliver,
     pub(super) attempts: u32,
     pub(super) next: Instant,
-    /// Until when it is held whatever is delivered: it had more keys than are remembered.
-    pub(super) held_until: Option<Instant>,
     #[expect(dead_code, reason = "it is held")]
     pub(super) hold: Hold,
 }
@@ -64,6 +75,8 @@ impl<S: Source> Writes<S> {
             added: Arc::default(),
             open: Mutex::default(),
             waiting: Mutex::default(),
+            given_up: AtomicBool::new(false),
+            forgotten: Mutex::default(),
             done: Mutex::default(),
         }
     }
@@ -91,6 +104,7 @@ impl<S: Source> Writes<S> {
         tally: Option<&Arc<Tally>>,
     ) -> Flush {
         if stale.is_empty() {
+            shared.writes.lock_done().extend(rows);
             return Flush::Fresh;
         }
         let trips = shared.writes.counters.trips(tally);
@@ -115,25 +129,79 @@ impl<S: Source> Writes<S> {
 
     fn wait_for(&self, mut stale: Stale, rows: Vec<RowId>, cause: Error, now: Instant) -> Pending {
         let (deliver, pending) = Pending::new(cause);
-        let room = self.undelivered.room();
-        let is_forgotten = rows.is_empty() && stale.len() > room;
-        let hold = self.undelivered.hold(&stale);
-        match rows.is_empty() {
-            true => stale.truncate(room),
-            // The outbox remembers them.
-            false => stale = Stale::default(),
+        let room = match self.waiting() < MANY {
+            true => self.undelivered.room(),
+            false => 0,
+        };
+        if stale.len() > room {
+            // Of what there is no room for, the data sets are read from the source until it has expired.
+            self.forget(&stale, now);
+            deliver.give_up();
         }
-        self.lock_waiting().push(Waiting {
+        if room == 0 {
+            return pending;
+        }
+        stale.truncate(room);
+        let hold = self.undelivered.hold(&stale);
+        if !rows.is_empty() {
+            // The outbox remembers them.
+            stale = Stale::default();
+        }
+        let mut waiting = self.lock_waiting();
+        if self.given_up.load(Ordering::Relaxed) {
+            deliver.give_up();
+        }
+        waiting.push(Waiting {
             stale,
             rows,
             deliver,
             attempts: 0,
             next: now + pause(0),
-            held_until: is_forgotten.then(|| now + self.plans.longest_ttl()),
             hold,
         });
+        drop(waiting);
         self.added.notify_one();
         pending
+    }
+
+    /// Holds the data sets of these keys until nothing is served any more that was filled by now.
+    fn forget(&self, stale: &Stale, now: Instant) {
+        let mut forgotten = self.lock_forgotten();
+        let Forgotten { until, holds } = forgotten.get_or_insert_with(|| Forgotten {
+            until: now,
+            holds: HashMap::new(),
+        });
+        *until = now + self.plans.longest_ttl();
+        for accessor in stale.accessors() {
+            if !holds.contains_key(accessor) {
+                let hold = self.undelivered.hold_accessor(accessor);
+                holds.insert(accessor.to_owned(), hold);
+            }
+        }
+        self.added.notify_one();
+    }
+
+    /// Whether every flush that waits is remembered key by key; what was forgotten long enough ago is read again.
+    pub(super) fn remembers_all(&self, now: Instant) -> bool {
+        let mut forgotten = self.lock_forgotten();
+        if forgotten.as_ref().is_some_and(|known| known.until <= now) {
+            *forgotten = None;
+        }
+        forgotten.is_none()
+    }
+
+    /// Ends all waiting, now and from now on: the cache is closed.
+    pub(super) fn give_up(&self) {
+        self.given_up.store(true, Ordering::Relaxed);
+        for waiting in self.take_waiting(|_| true) {
+            waiting.deliver.give_up();
+        }
+    }
+
+    fn lock_forgotten(&self) -> MutexGuard<'_, Option<Forgotten>> {
+        self.forgotten
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many flushes of this process wait.

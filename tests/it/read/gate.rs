@@ -17,6 +17,7 @@ use tokio::sync::Semaphore;
 pub(crate) struct Gate {
     inner: Arc<dyn Backend>,
     down: AtomicBool,
+    deaf: AtomicBool,
     gets: Barrier,
     delivered: Barrier,
     replies: Barrier,
@@ -72,6 +73,7 @@ impl Gate {
         Arc::new(Self {
             inner,
             down: AtomicBool::new(false),
+            deaf: AtomicBool::new(false),
             gets: Barrier::new(),
             delivered: Barrier::new(),
             replies: Barrier::new(),
@@ -85,6 +87,11 @@ impl Gate {
     /// Every call fails from now on, or works again.
     pub(crate) fn set_down(&self, down: bool) {
         self.down.store(down, Ordering::Relaxed);
+    }
+
+    /// From now on deletes aren't executed, and time out, or they are again.
+    pub(crate) fn set_deaf_to_deletes(&self, deaf: bool) {
+        self.deaf.store(deaf, Ordering::Relaxed);
     }
 
     /// Look-ups that were executed wait here with their answers.
@@ -200,8 +207,12 @@ impl Backend for Gate {
     async fn delete_many(&self, keys: &Keys, options: &WriteOptions) -> Vec<Result<()>> {
         self.linger().await;
         self.arriving.pass().await;
+        let timeout = Error::new(ErrorKind::Timeout, "no answer to a delete");
         let answers = match self.trouble(keys) {
             Some(trouble) => trouble,
+            None if self.deaf.load(Ordering::Relaxed) => {
+                keys.iter().map(|_| Err(timeout.clone())).collect()
+            }
             None => self.inner.delete_many(keys, options).await,
         };
         self.linger().await;

@@ -32,11 +32,12 @@ struct Inner {
     /// Told when a transaction has ended.
     ended: Notify,
     next: AtomicU64,
-    /// Commits wait here before they are executed, and here before they are answered.
+    /// Commits wait here before they are executed.
     arriving: Barrier,
-    answered: Barrier,
     /// Whether an outbox row holds its generation, and fails without it.
     foreign_key: AtomicBool,
+    /// Whether rows are claimed in the order in which they became due, and not in that of their insertion.
+    claims_by_due: AtomicBool,
 }
 
 type Key = (&'static str, u64);
@@ -74,6 +75,7 @@ struct Registration {
     holder: String,
     manifest: String,
     registered: Instant,
+    renewed: Instant,
     until: Instant,
 }
 
@@ -104,6 +106,8 @@ struct Undo {
 pub(super) struct Ledger {
     database: Database,
     line: Arc<Line>,
+    /// Whether it has an outbox and a register.
+    remembers: bool,
 }
 
 /// What happens on the way.
@@ -145,14 +149,15 @@ impl Database {
             ended: Notify::new(),
             next: AtomicU64::new(1),
             arriving: Barrier::new(),
-            answered: Barrier::new(),
             foreign_key: AtomicBool::new(true),
+            claims_by_due: AtomicBool::new(true),
         }))
     }
 
     /// The way to it of one more process.
     pub(super) fn line(&self) -> Ledger {
         Ledger {
+            remembers: true,
             database: self.clone(),
             line: Arc::new(Line {
                 cut: AtomicBool::new(false),
@@ -174,11 +179,6 @@ impl Database {
         &self.0.arriving
     }
 
-    /// Commits that were executed wait here with their answers.
-    pub(super) fn answered_commits(&self) -> &Barrier {
-        &self.0.answered
-    }
-
     /// The next commit is refused.
     pub(super) fn fail_next_commit(&self) {
         self.tables().next_commit = Fate::Failed;
@@ -198,6 +198,11 @@ impl Database {
     /// From now on rows of the outbox are inserted whether or not their generation is registered, and don't hold it.
     pub(super) fn drop_foreign_key(&self) {
         self.0.foreign_key.store(false, Ordering::Relaxed);
+    }
+
+    /// From now on rows are claimed in the order of their insertion, whenever they became due.
+    pub(super) fn claim_by_insertion(&self) {
+        self.0.claims_by_due.store(false, Ordering::Relaxed);
     }
 
     /// The ids of all generations that have a row.
@@ -227,7 +232,7 @@ impl Database {
         self.0.tables.lock().unwrap()
     }
 
-    fn next(&self) -> u64 {
+    pub(super) fn next(&self) -> u64 {
         self.0.next.fetch_add(1, Ordering::Relaxed)
     }
 
@@ -258,6 +263,14 @@ impl Database {
 }
 
 impl Ledger {
+    /// The same without an outbox: what larder can do alone.
+    pub(super) fn forgetful(self) -> Self {
+        Self {
+            remembers: false,
+            ..self
+        }
+    }
+
     /// Cuts the process off from the database, or connects it again.
     pub(super) fn cut(&self, cut: bool) {
         self.line.cut.store(cut, Ordering::Relaxed);
@@ -405,7 +418,8 @@ impl Source for Ledger {
     }
 
     fn outbox(&self) -> Option<Arc<dyn Outbox<Conn>>> {
-        Some(Arc::new(self.clone()))
+        let outbox: Arc<dyn Outbox<Conn>> = Arc::new(self.clone());
+        self.remembers.then_some(outbox)
     }
 }
 
@@ -442,7 +456,6 @@ impl Transactional for Ledger {
                 return Err(CommitFailure::Unknown(Broken("the answer was lost")));
             }
         }
-        database.0.answered.pass().await;
         Ok(())
     }
 
@@ -502,6 +515,7 @@ impl Register for Ledger {
                         holder,
                         manifest,
                         registered: now,
+                        renewed: now,
                         until: now + ttl,
                     };
                     tables.generations.insert(id, registration);
@@ -528,7 +542,8 @@ impl Register for Ledger {
         let Some(registration) = tables.generations.get_mut(id) else {
             return Ok(false);
         };
-        if registration.until + unless < now + ttl {
+        if now - registration.renewed >= unless {
+            registration.renewed = now;
             registration.until = now + ttl;
         }
         Ok(true)
@@ -584,7 +599,8 @@ impl Outbox<Conn> for Ledger {
             return refuse(NO_TRANSACTION.0);
         };
         if self.database.has_foreign_key() && !tables.generations.contains_key(generation) {
-            return refuse("foreign key: the generation isn't registered");
+            let problem = format!("foreign key: the generation `{generation}` isn't registered");
+            return refuse(&problem);
         }
         tables.referred.push((changes.id, generation.to_owned()));
         let now = Instant::now();
@@ -608,15 +624,23 @@ impl Outbox<Conn> for Ledger {
         if tables.claimed.is_some_and(|at| now - at < interval) {
             return Ok(Vec::new());
         }
-        tables.claimed = Some(now);
-        let due = tables.outbox.iter_mut().filter(|(_, row)| row.due <= now);
+        let by_due = self.database.0.claims_by_due.load(Ordering::Relaxed);
+        let mut due: Vec<(&RowId, &mut Waiting)> = tables.outbox.iter_mut().collect();
+        due.retain(|(_, row)| row.due <= now);
+        if by_due {
+            due.sort_by_key(|(_, row)| row.due);
+        }
         let claim = |(id, row): (&RowId, &mut Waiting)| {
             let claimed = Tables::row(*id, row);
             row.due = now + hold;
             row.attempts += 1;
             claimed
         };
-        Ok(due.take(limit).map(claim).collect())
+        let claimed: Vec<Row> = due.into_iter().take(limit).map(claim).collect();
+        if !claimed.is_empty() {
+            tables.claimed = Some(now);
+        }
+        Ok(claimed)
     }
 
     async fn rows(&self, limit: usize) -> Result<Vec<Row>> {

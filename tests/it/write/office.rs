@@ -10,7 +10,8 @@ use larder_core::{
 use serde::{Deserialize, Serialize};
 
 use super::ledger::{Broken, Conn, Database, Ledger};
-use crate::read::shelf::{HOUR, clock, memory};
+use super::servers::Servers;
+use crate::read::shelf::{HOUR, clock};
 
 /// A user of the office.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -282,7 +283,7 @@ pub(super) struct Office {
 }
 
 impl Office {
-    /// A database with Ada, who is user 7 and in stream 5, and a store in this process that its processes share.
+    /// A database with Ada, who is user 7 and in stream 5, and a store that its processes share.
     pub(super) fn new(Without(without): Without) -> Self {
         let database = Database::new();
         database.write(&ada());
@@ -297,7 +298,7 @@ impl Office {
         });
         Self {
             database,
-            store: memory(),
+            store: Servers::new("store", &[]),
             without,
         }
     }
@@ -312,7 +313,7 @@ impl Office {
 
     /// One more process, with all data sets.
     pub(super) async fn process(&self) -> Process {
-        self.build(|builder| everything(builder).version("1")).await
+        self.version("1").await
     }
 
     /// One more process, as the test wants it.
@@ -324,12 +325,26 @@ impl Office {
         process.expect("nothing is wrong with it")
     }
 
+    /// One more process of this version, with all data sets.
+    pub(super) async fn version(&self, version: &str) -> Process {
+        self.build(|builder| everything(builder).version(version))
+            .await
+    }
+
     /// One more process, or why there is none.
     pub(super) async fn try_build(
         &self,
         with: impl FnOnce(CacheBuilder<Ledger>) -> CacheBuilder<Ledger>,
     ) -> larder_core::Result<Process> {
-        let line = self.database.line();
+        self.build_on(self.database.line(), with).await
+    }
+
+    /// One more process, with this way to the database.
+    pub(super) async fn build_on(
+        &self,
+        line: Ledger,
+        with: impl FnOnce(CacheBuilder<Ledger>) -> CacheBuilder<Ledger>,
+    ) -> larder_core::Result<Process> {
         let builder = Cache::builder(line.clone())
             .backend(Arc::clone(&self.store))
             .rt(clock());

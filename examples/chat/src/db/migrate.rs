@@ -56,6 +56,9 @@ pub(crate) async fn one_at_a_time(conn: &mut Conn) -> sqlx::Result<()> {
     match conn {
         Conn::Sqlite(_) => Ok(()),
         Conn::Postgres(_) => {
+            // Filling takes as long as it takes, and is no trouble.
+            let patience = Sql::same("SET LOCAL lock_timeout = 0");
+            conn.query(patience).execute().await?;
             let lock = Sql::same("SELECT pg_advisory_xact_lock(7310846927114)");
             conn.query(lock).execute().await.map(drop)
         }
@@ -71,13 +74,12 @@ pub(crate) async fn commit(tx: Held) -> sqlx::Result<()> {
 
 /// The version of the schema, 0 if there is none.
 async fn postgres_version(conn: &mut PgConnection) -> sqlx::Result<i64> {
-    sqlx::raw_sql(
-        "CREATE TABLE IF NOT EXISTS chat_schema (only_row INTEGER PRIMARY KEY DEFAULT 1 CHECK (only_row = 1), \
-         version BIGINT NOT NULL); \
-         INSERT INTO chat_schema (version) VALUES (0) ON CONFLICT DO NOTHING",
-    )
-    .execute(&mut *conn)
-    .await?;
+    let exists = sqlx::query_scalar("SELECT to_regclass('chat_schema') IS NOT NULL");
+    if !exists.fetch_one(&mut *conn).await? {
+        sqlx::raw_sql("CREATE TABLE chat_schema (version BIGINT NOT NULL); INSERT INTO chat_schema VALUES (0)")
+            .execute(&mut *conn)
+            .await?;
+    }
     let version = sqlx::query_scalar("SELECT version FROM chat_schema");
     version.fetch_one(conn).await
 }

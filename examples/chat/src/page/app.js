@@ -26,7 +26,7 @@ async function ask(path, options) {
     path: `${method} ${path}`,
     trips: Number(response.headers.get('x-larder-trips')),
     loads: Number(response.headers.get('x-larder-loads')),
-    flush: response.headers.get('x-larder-flush'),
+    flush: body.flush ?? null,
     count: body.messages?.length ?? null,
     cache: part('cache'),
     db: part('db'),
@@ -41,12 +41,17 @@ async function ask(path, options) {
 /** A request in words. */
 function describe(method, path) {
   const [route, query] = path.replace('/api/', '').split('?');
-  const id = route.split('/')[1];
-  if (route === 'client-errors') return 'reported an error';
+  const [kind, id, part] = route.split('/');
+  const thing = kind === 'streams' ? 'stream' : 'user';
+  if (kind === 'client-errors') return 'reported an error';
+  if (id === 'move') return 'moved a topic';
+  if (part === 'reactions') return method === 'POST' ? 'added a reaction' : 'took a reaction back';
+  if (part === 'subscribers') return `${method === 'PUT' ? 'subscribed to' : 'left'} stream ${id}`;
+  if (part === 'subscriptions') return `streams of user ${id}`;
   if (method === 'POST') return 'sent a message';
-  if (method === 'PATCH') return `changed user ${id}`;
+  if (method === 'PATCH') return `changed ${thing} ${id}`;
   if (route === 'streams') return 'streams';
-  if (id) return `user ${id}`;
+  if (id) return `${thing} ${id}`;
   const asked = new URLSearchParams(query);
   const side = asked.has('after') ? 'from' : 'before';
   const anchor = asked.get('anchor');
@@ -60,7 +65,7 @@ function send(method, path, value) {
 
 // --- What the page shows: a stream, a size, and the query that places it. ---
 
-const state = { query: 'anchor=newest', messages: [] };
+const state = { query: 'anchor=newest', messages: [], keep: null };
 
 function pageSize() { return Number(by('size').value); }
 
@@ -124,18 +129,25 @@ function draw() {
     const here = `${message.stream_id} ${message.subject}`;
     if (here !== topic) {
       topic = here;
-      rows.push(make('li', 'topic', make('b', '', `#${message.stream ?? message.stream_id}`), ` › ${message.subject}`));
+      const move = make('button', 'act', 'move');
+      move.type = 'button';
+      move.title = 'Move all messages of this topic, by one statement';
+      move.addEventListener('click', () => openTopic(message));
+      rows.push(make('li', 'topic', make('b', '', `#${message.stream ?? message.stream_id}`), ` › ${message.subject}`, move));
     }
     rows.push(row(message));
   }
   if (rows.length === 0) rows.push(make('li', 'nothing', 'No messages here.'));
   list.replaceChildren(...rows);
   // Heights of rows out of sight are guesses, so the end moves once its rows are laid out.
-  const scroll = () => { list.scrollTop = state.place.side === 'after' ? 0 : list.scrollHeight; };
+  const { keep } = state;
+  state.keep = null;
+  const scroll = () => { list.scrollTop = keep ?? (state.place.side === 'after' ? 0 : list.scrollHeight); };
   scroll();
   requestAnimationFrame(() => { scroll(); requestAnimationFrame(scroll); });
   by('older').disabled = state.messages.length === 0;
   by('newer').disabled = state.messages.length === 0;
+  by('rename-open').disabled = !by('stream').value;
   drawSenders();
 }
 
@@ -146,21 +158,28 @@ function row(message) {
   face.setAttribute('aria-hidden', 'true');
   const person = make('button', 'name', name);
   person.type = 'button';
-  person.title = 'Change this user';
+  person.title = `Change this user: version ${message.name_versions[message.sender_id]}`;
   person.addEventListener('click', () => openPerson(message.sender_id));
   const when = make('span', 'when', times.format(new Date(message.timestamp * 1000)));
+  when.title = `version ${message.version} of message ${message.id}`;
   const edited = message.last_edit_timestamp === null ? null : make('span', 'when', 'edited');
   const nameOf = id => message.names[id] ?? `user ${id}`;
   const [edit] = message.edit_history;
   if (edited && edit) edited.title = `${nameOf(edit.user_id)} changed: ${edit.prev_content ?? edit.prev_topic ?? ''}`;
   const fans = Map.groupBy(message.reactions, emojiOf);
   const reactions = make('div', 'reactions', ...[...fans].map(([emoji, all]) => {
-    const element = make('span', '', all.length > 1 ? `${emoji} ${all.length}` : emoji);
+    const element = make('button', '', all.length > 1 ? `${emoji} ${all.length}` : emoji);
+    element.type = 'button';
     element.title = all.map(reaction => nameOf(reaction.user_id)).join(', ');
+    element.addEventListener('click', () => toggle(message, all[0]));
     return element;
   }));
+  const like = make('button', 'like', '👍');
+  like.type = 'button';
+  like.title = 'React as whoever messages are sent as';
+  like.addEventListener('click', () => toggle(message, { emoji_name: '+1', emoji_code: '1f44d' }));
   return make('li', 'message', face, make('div', '',
-    make('div', 'by', person, when, edited),
+    make('div', 'by', person, when, edited, like),
     make('div', 'text', ...marked(message.content)),
     fans.size ? reactions : null));
 }
@@ -222,11 +241,86 @@ by('composer').addEventListener('submit', async event => {
   }
 });
 
+/** Adds a reaction of the person that messages are sent as, or takes it back; the answer is the message as it is now. */
+async function toggle(message, { emoji_name, emoji_code }) {
+  const user_id = Number(by('sender').value);
+  const path = `/api/messages/${message.id}/reactions`;
+  const isMine = each => each.user_id === user_id && each.emoji_code === emoji_code;
+  try {
+    if (message.reactions.some(isMine)) {
+      await ask(`${path}?user_id=${user_id}&emoji_code=${emoji_code}`, { method: 'DELETE' });
+    } else {
+      await send('POST', path, { user_id, emoji_name, emoji_code });
+    }
+    state.keep = by('messages').scrollTop;
+    await show();
+  } catch (error) {
+    complain('trouble', error);
+  }
+}
+
+let topic = null;
+
+function openTopic({ stream_id, subject }) {
+  topic = { stream_id, subject };
+  by('topic-stream').replaceChildren(...[...by('stream').options].slice(1).map(option => option.cloneNode(true)));
+  by('topic-stream').value = stream_id;
+  by('topic-subject').value = subject;
+  complain('topic-trouble', null);
+  by('topic').showModal();
+}
+
+by('topic-form').addEventListener('submit', async event => {
+  event.preventDefault();
+  try {
+    const to = { stream_id: Number(by('topic-stream').value), subject: by('topic-subject').value };
+    await send('POST', '/api/messages/move', { from: topic, to });
+    by('topic').close();
+    await show();
+  } catch (error) {
+    complain('topic-trouble', error);
+  }
+});
+
+let renamed = null;
+
+async function openStream() {
+  try {
+    renamed = await ask(`/api/streams/${by('stream').value}`);
+  } catch (error) {
+    complain('trouble', error);
+    return;
+  }
+  by('rename-name').value = renamed.name;
+  by('rename-description').value = renamed.description;
+  complain('rename-trouble', null);
+  by('rename').showModal();
+}
+
+by('rename-form').addEventListener('submit', async event => {
+  event.preventDefault();
+  try {
+    const change = { name: by('rename-name').value, description: by('rename-description').value };
+    await send('PATCH', `/api/streams/${renamed.id}`, change);
+    by('rename').close();
+    await readStreams();
+    await show();
+  } catch (error) {
+    complain('rename-trouble', error);
+  }
+});
+
+for (const button of document.querySelectorAll('.cancel')) {
+  button.addEventListener('click', () => button.closest('dialog').close());
+}
+
 let person = null;
 
 async function openPerson(id) {
   try {
     person = await ask(`/api/users/${id}`);
+    const { subscriptions } = await ask(`/api/users/${id}/subscriptions`);
+    drawSubscriptions(id, new Set(subscriptions.map(each => each.stream_id)));
   } catch (error) {
     complain('trouble', error);
     return;
@@ -238,7 +332,25 @@ async function openPerson(id) {
   by('person').showModal();
 }
 
-by('person-cancel').addEventListener('click', () => by('person').close());
+/** All streams, those ticked that the person reads; a tick is a write of its own. */
+function drawSubscriptions(id, reads) {
+  by('person-streams').replaceChildren(...[...by('stream').options].slice(1).map(({ value, text }) => {
+    const tick = make('input', '');
+    tick.type = 'checkbox';
+    tick.checked = reads.has(Number(value));
+    tick.addEventListener('change', async () => {
+      try {
+        await ask(`/api/streams/${value}/subscribers/${id}`, { method: tick.checked ? 'PUT' : 'DELETE' });
+        await refresh();
+      } catch (error) {
+        tick.checked = !tick.checked;
+        complain('person-trouble', error);
+      }
+    });
+    return make('label', 'check', tick, ` ${text}`);
+  }));
+}
+
 by('person-form').addEventListener('submit', async event => {
   event.preventDefault();
   try {
@@ -336,6 +448,28 @@ function drawTiers({ budget, request, deploy }) {
     cell(`tier ${name} misses`, numbers.format(tier.misses)))));
 }
 
+function drawWrites({ writes, outbox, generations, uncached }) {
+  const facts = [
+    ['commits', writes.commits],
+    ['fresh', writes.fresh],
+    ['pending', writes.pending],
+    ['waiting', writes.waiting],
+    ['held', writes.held_keys],
+    ['outbox', outbox.rows],
+  ];
+  const oldest = outbox.oldest_s === null ? '–' : `${outbox.oldest_s.toFixed(1)} s`;
+  by('writes').replaceChildren(make('tr', '',
+    ...facts.map(([name, count]) => cell(`writes ${name}`, count === null ? '–' : numbers.format(count))),
+    cell('writes oldest', oldest)));
+  const held = writes.held_servers.length + writes.held_accessors.length + Object.keys(uncached).length;
+  by('generations').replaceChildren(...generations.map(({ id, version, holder, left_s, is_own }) => make('li', '',
+    make('span', 'state'), is_own ? `${id} (this)` : id,
+    make('div', 'detail', `${version} · registered by ${holder.split(' (')[0]} for ${left_s} s`))));
+  const names = [...Object.keys(uncached), ...writes.held_accessors];
+  by('past').hidden = held === 0;
+  by('past').textContent = names.length ? `Read past the store: ${names.join(', ')}` : 'A server was away and is not read yet.';
+}
+
 function drawServers(stats) {
   const known = new Map(stats.backend.servers.map(server => [server.server, server]));
   by('servers').replaceChildren(...stats.servers.map(({ server, up, version, latency_us, error }) => {
@@ -359,6 +493,7 @@ async function refresh() {
     by('store').textContent = `${stats.store} · up ${uptime(stats.uptime_s)}`;
     drawAccessors(stats.accessors);
     drawTiers(stats.tiers);
+    drawWrites(stats);
     drawServers(stats);
   } catch {
     by('store').textContent = 'the chat does not answer';
@@ -412,14 +547,23 @@ by('stream').addEventListener('change', () => go('newest', 'before'));
 by('size').addEventListener('change', () => go(state.place.anchor, state.place.side));
 addEventListener('popstate', () => { readAddress(); show(); });
 
+by('rename-open').addEventListener('click', openStream);
+
+async function readStreams() {
+  const { streams } = await ask('/api/streams');
+  const chosen = by('stream').value;
+  const [all] = by('stream').options;
+  by('stream').replaceChildren(all, ...streams.map(({ id, name }) => {
+    const option = make('option', '', `#${name}`);
+    option.value = id;
+    return option;
+  }));
+  by('stream').value = chosen;
+}
+
 (async () => {
   try {
-    const { streams } = await ask('/api/streams');
-    by('stream').append(...streams.map(({ id, name }) => {
-      const option = make('option', '', `#${name}`);
-      option.value = id;
-      return option;
-    }));
+    await readStreams();
   } catch (error) {
     complain('trouble', error);
   }

@@ -3,14 +3,24 @@
 use larder_chat::db::{Db, Location};
 use larder_chat::dictionary::Dictionaries;
 use serde_json::{Value, json};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions as _, Connection as _};
 
-use crate::support::Place;
+use larder_harness::server::{Listen, MemcachedServer};
+
+use crate::support::{Place, on_each_database};
 
 const SMALL: [&str; 6] = ["--messages", "400", "--users", "30", "--streams", "4"];
 
-#[tokio::test]
-async fn what_was_generated_stays() {
-    let place = Place::new();
+on_each_database! {
+    what_was_generated_stays;
+    the_dictionary_outlives_the_process;
+    an_empty_history_is_served;
+    two_chats_with_the_memory_store_refuse_to_share_a_database;
+    chats_that_start_together_fill_a_database_once;
+}
+
+async fn what_was_generated_stays(place: Place) {
     let chat = place.start(&SMALL).await.unwrap();
     let page = chat.get("/api/messages").await.json;
     chat.stop().await;
@@ -51,9 +61,7 @@ async fn equal_plans_give_equal_databases() {
     }
 }
 
-#[tokio::test]
-async fn the_dictionary_outlives_the_process() {
-    let place = Place::new();
+async fn the_dictionary_outlives_the_process(place: Place) {
     let ids = async || {
         let db = Db::open(&place.options(&[]).db).await.unwrap();
         let dictionaries = Dictionaries::read(&db).await.unwrap();
@@ -66,6 +74,54 @@ async fn the_dictionary_outlives_the_process() {
     assert!(trained.0.is_some());
     place.start(&SMALL).await.unwrap().stop().await;
     assert_eq!(ids().await, trained);
+}
+
+/// A file that the chat's first version made: reactions were lists in their messages, and nothing had a version.
+#[tokio::test]
+async fn a_database_of_the_first_version_is_brought_up_to_date() {
+    let place = Place::new();
+    let file = SqliteConnectOptions::new()
+        .filename(place.path().join("chat.db"))
+        .create_if_missing(true);
+    let mut former = file.connect().await.unwrap();
+    let rows = r#"
+        INSERT INTO users (id, full_name, email) VALUES (1, 'Ada', 'ada@example.com'), (2, 'Grace', 'grace@example.com');
+        INSERT INTO streams VALUES (3, 'kitchen', 'tea');
+        INSERT INTO subscriptions VALUES (3, 1);
+        INSERT INTO messages (id, stream_id, sender_id, subject, content, rendered_content, client, timestamp, reactions)
+        VALUES (10, 3, 1, 'tea', 'hot', '<p>hot</p>', 'api', 7, '[
+            {"emoji_name": "tea", "emoji_code": "1f375", "reaction_type": "unicode_emoji", "user_id": 2},
+            {"emoji_name": "plus", "emoji_code": "2795", "reaction_type": "unicode_emoji", "user_id": 9},
+            {"emoji_name": "tea", "emoji_code": "1f375", "reaction_type": "unicode_emoji", "user_id": 2}]');
+        INSERT INTO filling (origin, at) VALUES ('by hand', 7);
+        PRAGMA user_version = 1;
+    "#;
+    for statements in [include_str!("../../src/db/sqlite/1.sql"), rows] {
+        sqlx::raw_sql(statements)
+            .execute(&mut former)
+            .await
+            .unwrap();
+    }
+    former.close().await.unwrap();
+
+    let chat = place.start(&[]).await.unwrap();
+    let message = chat.get("/api/messages").await.messages()[0].clone();
+    assert_eq!(
+        (&message["id"], &message["version"]),
+        (&json!(10), &json!(1))
+    );
+    let reaction = |user: i64, name: &str, code: &str| {
+        json!({
+            "message_id": 10, "user_id": user, "emoji_name": name, "emoji_code": code,
+            "reaction_type": "unicode_emoji", "version": 1,
+        })
+    };
+    let expected = json!([reaction(2, "tea", "1f375"), reaction(9, "plus", "2795")]);
+    assert_eq!(message["reactions"], expected);
+    let page = chat.get("/api/users/1/subscriptions").await.expect(200);
+    let expected =
+        json!([{ "stream_id": 3, "name": "kitchen", "stream_version": 1, "version": 1 }]);
+    assert_eq!(page["subscriptions"], expected);
 }
 
 fn line(id: i64, sender: i64, email: &str) -> Value {
@@ -98,7 +154,11 @@ async fn messages_are_imported_from_json_lines() {
         ("m.jsonl", text.clone().into_bytes()),
         ("m.jsonl.zst", zstd::encode_all(text.as_bytes(), 3).unwrap()),
     ] {
-        let place = Place::new();
+        // Each once, on a database each.
+        let place = match name {
+            "m.jsonl" => Place::new(),
+            _ => Place::on_postgres(),
+        };
         let file = place.file(name, bytes);
         let import = ["--import", file.to_str().unwrap()];
         let chat = place.start(&import).await.unwrap();
@@ -183,16 +243,12 @@ async fn files_that_cannot_be_read_are_named() {
     assert!(error.contains("can't open the database"), "{error}");
 }
 
-#[tokio::test]
-async fn an_empty_history_is_served() {
-    let place = Place::new();
+async fn an_empty_history_is_served(place: Place) {
     let chat = place.start(&["--messages", "0"]).await.unwrap();
     assert!(chat.get("/api/messages").await.messages().is_empty());
 }
 
-#[tokio::test]
-async fn two_chats_with_the_memory_store_refuse_to_share_a_database() {
-    let place = Place::new();
+async fn two_chats_with_the_memory_store_refuse_to_share_a_database(place: Place) {
     let first = place.start(&SMALL).await.unwrap();
     let error = place.start(&SMALL).await.err().unwrap().to_string();
     assert!(
@@ -201,4 +257,16 @@ async fn two_chats_with_the_memory_store_refuse_to_share_a_database() {
     );
     first.stop().await;
     place.start(&SMALL).await.unwrap();
+}
+
+async fn chats_that_start_together_fill_a_database_once(place: Place) {
+    let server = MemcachedServer::start(Listen::Tcp, &[]);
+    let url = format!("memcached://{}", server.address());
+    let args: Vec<&str> = SMALL.into_iter().chain(["--cache", &url]).collect();
+    let (one, other) = tokio::join!(place.start(&args), place.start(&args));
+    let (one, other) = (one.unwrap(), other.unwrap());
+    let page = "/api/messages?before=5000";
+    let ids = one.get(page).await.ids();
+    assert_eq!(ids, (1..=400).collect::<Vec<_>>());
+    assert_eq!(other.get(page).await.ids(), ids);
 }

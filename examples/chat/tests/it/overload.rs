@@ -4,7 +4,7 @@
 //! really does. It must go on while a query runs: SQLite's threads are none of tokio's, and it would leap past them.
 
 use larder::Transactional as _;
-use larder_chat::db::{PATIENCE, READERS};
+use larder_chat::db::{PATIENCE, READERS, Sql};
 use serde_json::json;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -55,6 +55,24 @@ async fn without_a_free_connection_every_request_is_told_to_come_back() {
     for path in ["/api/users/1", "/api/messages", "/healthz"] {
         chat.get(path).await.expect(200);
     }
+}
+
+/// PostgreSQL waits by itself, so that its own deadline ends it: the row's lock, not the connection, isn't free in time.
+#[tokio::test]
+async fn a_write_behind_a_locked_row_is_told_to_come_back() {
+    let place = Place::on_postgres();
+    let chat = chat(&place).await;
+    let mut stuck = chat.app.db().begin().await.unwrap();
+    let lock = Sql::same("SELECT id FROM users WHERE id = 7 FOR UPDATE");
+    stuck.query(lock).execute().await.unwrap();
+    let change = json!({ "full_name": "Grace" });
+    let refused = chat.send("PATCH", "/api/users/7", &change).await;
+    assert_eq!(refused.headers["retry-after"], "1");
+    refused.refused(503, "try again");
+    drop(stuck);
+    chat.send("PATCH", "/api/users/7", &change)
+        .await
+        .expect(200);
 }
 
 #[tokio::test]

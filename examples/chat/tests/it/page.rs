@@ -102,6 +102,36 @@ async fn stats_show_both_tiers_of_the_process_and_their_budget() {
 }
 
 #[tokio::test]
+async fn stats_show_generations_and_what_waits_to_be_flushed() {
+    let place = Place::new();
+    let chat = place.start(&SMALL).await.unwrap();
+    for turn in 0..3 {
+        let change = serde_json::json!({ "full_name": format!("Grace {turn}") });
+        chat.send("PATCH", "/api/users/7", change).await.expect(200);
+    }
+    // Delivered rows of the outbox are deleted together, a moment later.
+    chat.settled(|stats| stats["outbox"]["rows"] == 0).await;
+    let stats = chat.get("/stats").await.expect(200);
+    assert_eq!(stats["outbox"]["oldest_s"], serde_json::Value::Null);
+    let generations = stats["generations"].as_array().unwrap();
+    assert_eq!(generations.len(), 1, "{generations:?}");
+    assert_eq!(generations[0]["is_own"], true);
+    assert_eq!(stats["uncached"], serde_json::json!({}));
+    let writes = &stats["writes"];
+    for (number, expected) in [
+        ("commits", 3),
+        ("fresh", 3),
+        ("pending", 0),
+        ("waiting", 0),
+        ("held_keys", 0),
+        ("refused", 0),
+        ("dropped", 0),
+    ] {
+        assert_eq!(writes[number], expected, "{number} of {writes}");
+    }
+}
+
+#[tokio::test]
 async fn health_is_the_databases() {
     let place = Place::new();
     let chat = place.start(&SMALL).await.unwrap();

@@ -1,0 +1,240 @@
+//! Processes that sleep, or lose the database, past the end of their registration.
+
+use std::time::Duration;
+
+use larder_core::{Change, CommitError, Mechanism};
+
+use super::office::{ON, Office, User, UserById, Without, ada, fresh, quiet, shows};
+use super::versions::{Card, CardWithName, text};
+use crate::read::gate::Gate;
+
+/// Longer than a registration.
+const OVER: Duration = Duration::from_secs(70);
+
+/// A process that was stopped, or cut off from the database but not from the store, while others went on.
+#[tokio::test(start_paused = true)]
+async fn a_reader_past_its_registration_reads_past_the_store() {
+    async fn schedule(without: Without) -> String {
+        let office = Office::new(without);
+        let reader = office.version("1").await;
+        reader.name().await;
+        reader.line.cut(true);
+        tokio::time::sleep(OVER).await;
+        let writer = office.version("2").await;
+        fresh(writer.rename("Grace").await);
+        reader.line.cut(false);
+        reader.name().await
+    }
+    shows(
+        Mechanism::Registration,
+        schedule,
+        "Grace".into(),
+        "Ada".into(),
+    )
+    .await;
+}
+
+/// It was asleep between its question and the answer.
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_comes_after_the_registration_is_not_used() {
+    async fn schedule(without: Without) -> String {
+        let office = Office::new(without);
+        let gate = Gate::new(office.store.clone());
+        let reader = office.on(gate.clone()).version("1").await;
+        reader.name().await;
+        gate.answered_gets().close();
+        let reading = tokio::spawn({
+            let reader = reader.clone();
+            async move { reader.name().await }
+        });
+        gate.answered_gets().arrived().await;
+        reader.line.cut(true);
+        tokio::time::sleep(OVER).await;
+        let writer = office.version("2").await;
+        fresh(writer.rename("Grace").await);
+        reader.line.cut(false);
+        gate.answered_gets().open();
+        // It began before the write, so that either answer were right; but nobody can tell how long it slept.
+        reading.await.unwrap()
+    }
+    shows(
+        Mechanism::Registration,
+        schedule,
+        "Grace".into(),
+        "Ada".into(),
+    )
+    .await;
+}
+
+/// After its sleep it registers anew, and goes on with an empty cache.
+#[tokio::test(start_paused = true)]
+async fn a_process_whose_registration_has_ended_begins_anew() {
+    let office = Office::new(ON);
+    let process = office.version("1").await;
+    process.name().await;
+    let before = process.prefix();
+    process.line.cut(true);
+    tokio::time::sleep(OVER).await;
+    let other = office.version("2").await;
+    process.line.cut(false);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_ne!(process.prefix(), before);
+    process.name().await;
+    let loaded = process.line.loaded();
+    process.name().await;
+    assert_eq!(process.line.loaded(), loaded, "it fills and reads");
+    fresh(other.rename("Grace").await);
+    assert_eq!(process.name().await, "Grace");
+}
+
+/// A short absence of the database costs no hits.
+#[tokio::test(start_paused = true)]
+async fn a_database_that_is_away_for_some_seconds_costs_no_hits() {
+    let office = Office::new(ON);
+    let process = office.process().await;
+    process.name().await;
+    process.line.cut(true);
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    assert_eq!(process.name().await, "Ada");
+}
+
+/// A writer slept from before its commit until its generation was gone: another version has cached what it can't flush.
+async fn asleep_before_the_commit(foreign_key: bool) -> (bool, String) {
+    let office = Office::new(ON);
+    if !foreign_key {
+        office.database.drop_foreign_key();
+    }
+    let writer = office
+        .build(|b| b.register::<UserById>().version("1"))
+        .await;
+    let mut tx = writer.begin().await.unwrap();
+    let before = tx.lock::<User>(&7).await.unwrap().unwrap();
+    let after = User {
+        name: "Grace".to_owned(),
+        ..ada()
+    };
+    tx.put(&after).await.unwrap();
+    tx.changed(Change::update(&before, &after));
+    writer.line.cut(true);
+    tokio::time::sleep(OVER).await;
+    let reader = office.version("2").await;
+    reader.name_of("ada@office").await;
+    writer.line.cut(false);
+    let committed = tx.commit().await;
+    let refused = matches!(committed, Err(CommitError::Refused(_)));
+    (refused, reader.name_of("ada@office").await)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_writer_whose_generation_is_gone_cannot_commit() {
+    let (refused, seen) = asleep_before_the_commit(true).await;
+    assert!(refused);
+    assert_eq!(seen, "Ada", "which is true");
+}
+
+/// What the foreign key is for.
+#[tokio::test(start_paused = true)]
+async fn without_the_foreign_key_a_late_commit_is_seen_by_nobody() {
+    let (refused, seen) = asleep_before_the_commit(false).await;
+    assert!(!refused);
+    assert_eq!(seen, "Ada", "which was before the commit");
+}
+
+/// The same where the write makes nothing stale that the writer's own version caches.
+async fn asleep_with_nothing_to_flush(foreign_key: bool) -> (bool, String) {
+    let office = Office::new(ON);
+    if !foreign_key {
+        office.database.drop_foreign_key();
+    }
+    let writer = office.build(|b| b.register::<Card>().version("1")).await;
+    let mut tx = writer.begin().await.unwrap();
+    let before = tx.lock::<User>(&7).await.unwrap().unwrap();
+    let after = User {
+        name: "Grace".to_owned(),
+        ..ada()
+    };
+    tx.put(&after).await.unwrap();
+    tx.changed(Change::update(&before, &after));
+    writer.line.cut(true);
+    tokio::time::sleep(OVER).await;
+    let reader = office
+        .build(|b| b.register::<CardWithName>().version("2"))
+        .await;
+    text::<CardWithName>(&reader).await;
+    writer.line.cut(false);
+    let refused = matches!(tx.commit().await, Err(CommitError::Refused(_)));
+    (refused, text::<CardWithName>(&reader).await)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_writer_with_nothing_to_flush_cannot_commit_too_late_either() {
+    assert_eq!(
+        asleep_with_nothing_to_flush(true).await,
+        (true, "Ada".into())
+    );
+    assert_eq!(
+        asleep_with_nothing_to_flush(false).await,
+        (false, "Ada".into())
+    );
+}
+
+/// It slept in its commit, with its row in the outbox: its generation is held, so that the other version goes on as if it
+/// were live.
+async fn asleep_in_the_commit(foreign_key: bool) -> String {
+    let office = Office::new(ON);
+    if !foreign_key {
+        office.database.drop_foreign_key();
+    }
+    let writer = office
+        .build(|b| b.register::<UserById>().version("1"))
+        .await;
+    office.database.arriving_commits().close();
+    let rename = tokio::spawn({
+        let writer = writer.clone();
+        async move { writer.rename("Grace").await }
+    });
+    office.database.arriving_commits().arrived().await;
+    writer.line.cut(true);
+    tokio::time::sleep(OVER).await;
+    let reader = office.version("2").await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    reader.name_of("ada@office").await;
+    writer.line.cut(false);
+    office.database.arriving_commits().open();
+    fresh(rename.await.unwrap());
+    reader.name_of("ada@office").await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_commit_under_way_holds_its_generation() {
+    assert_eq!(asleep_in_the_commit(true).await, "Grace");
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_the_foreign_key_a_commit_under_way_holds_nothing() {
+    assert_eq!(asleep_in_the_commit(false).await, "Ada");
+}
+
+/// A reader that waits for a load of its former generation would take what nobody flushed.
+#[tokio::test(start_paused = true)]
+async fn a_load_of_a_former_generation_is_not_joined() {
+    let office = Office::new(ON);
+    let process = office.process().await;
+    process.line.loads().close();
+    let read = || {
+        let process = process.clone();
+        tokio::spawn(async move { process.name().await })
+    };
+    let early = read();
+    process.line.loads().arrived().await;
+    process.rotate().await.unwrap();
+    office.database.write(&User {
+        name: "Grace".to_owned(),
+        ..ada()
+    });
+    let late = read();
+    quiet().await;
+    process.line.loads().open();
+    assert_eq!(early.await.unwrap(), "Ada", "it began before");
+    assert_eq!(late.await.unwrap(), "Grace");
+}
