@@ -18,7 +18,7 @@ pub(crate) trait Codes {
 pub(crate) fn failed<D: Codes>(what: &str, error: sqlx::Error) -> Error {
     let (kind, advice) = match &error {
         sqlx::Error::Database(answer) => {
-            D::meaning(&**answer).unwrap_or((ErrorKind::Protocol, "it isn't tried again by itself"))
+            D::meaning(&**answer).unwrap_or((ErrorKind::Protocol, "see the log of the database"))
         }
         sqlx::Error::PoolTimedOut => (
             ErrorKind::Timeout,

@@ -417,6 +417,7 @@ async fn minted_generation_is_listed_as_it_is<D: Database>(database: D) {
         (live.version, live.pool, live.holder, live.manifest),
         (version, pool, holder, manifest)
     );
+    assert!(live.age < LONG / 2);
     assert!(live.left <= LONG && live.left > LONG / 2);
 }
 
@@ -456,7 +457,7 @@ async fn open_transaction_holds_its_generation<D: Database>(database: D) {
     let scene = Scene::new(database).await;
     let mut tx = scene.begin().await;
     scene.push_in(&mut tx, "live", &["a"], LONG).await.unwrap();
-    // Whoever deletes it passes it over, or waits: deleted first, the commit would have to fail.
+    // Whoever deletes it ends it, or waits: deleted first, the commit would have to fail.
     let delete = scene.edit([Edit::Delete {
         id: "live".to_owned(),
     }]);
@@ -466,6 +467,11 @@ async fn open_transaction_holds_its_generation<D: Database>(database: D) {
     };
     join(delete, commit).await;
     assert_eq!(scene.texts().await, ["a"]);
+    // Either way it is over, and stays so.
+    let renewed = scene.outbox.renew("live", LONG, Duration::ZERO);
+    assert!(!renewed.await.unwrap());
+    let live = scene.generation("live").await;
+    assert!(live.is_none_or(|live| live.left.is_zero()));
 }
 
 async fn refused_edit_changes_nothing<D: Database>(database: D) {

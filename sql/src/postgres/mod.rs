@@ -226,6 +226,7 @@ impl Codes for Codebook {
                 ErrorKind::Config,
                 "a statement before it failed, so that nothing of the transaction can be committed; roll back",
             ),
+            "25P03" => (ErrorKind::Unavailable, "it is tried again"),
             code if ["08", "40", "53", "55", "57"].contains(&&code[..2]) => {
                 (ErrorKind::Unavailable, "it is tried again")
             }

@@ -227,11 +227,11 @@ impl Register for PgOutbox {
                  SET renewed_at = statement_timestamp(), expires_at = statement_timestamp() + make_interval(secs => $2) \
                  WHERE id IN ( \
                      SELECT id FROM larder_generation \
-                     WHERE id = $1 AND (renewed_at <= statement_timestamp() - make_interval(secs => $3) \
+                     WHERE id = $1 AND expires_at > 'epoch' AND (renewed_at <= statement_timestamp() - make_interval(secs => $3) \
                              OR renewed_at > statement_timestamp() + make_interval(secs => $3)) \
                      FOR NO KEY UPDATE SKIP LOCKED) \
              ) \
-             SELECT EXISTS (SELECT FROM larder_generation WHERE id = $1)",
+             SELECT EXISTS (SELECT FROM larder_generation WHERE id = $1 AND expires_at > 'epoch')",
         )
         .bind(id)
         .bind(ttl.as_secs_f64())
@@ -311,8 +311,10 @@ async fn apply(conn: &mut PgConnection, edit: Edit) -> Result<Result<()>, sqlx::
                     .bind(&id)
                     .fetch_optional(&mut *conn)
                     .await?;
-            if is_free.is_some() {
-                delete(conn, &id).await?;
+            match is_free {
+                Some(_) => delete(conn, &id).await?,
+                // Writers go on flushing it, and nobody reads by it any more.
+                None => end(conn, &id).await?,
             }
         }
         Edit::Purge { accessor, epoch } => {
@@ -341,6 +343,15 @@ async fn delete(conn: &mut PgConnection, id: &str) -> Result<(), sqlx::Error> {
     .execute(&mut *conn)
     .await?;
     sqlx::query("DELETE FROM larder_generation WHERE id = $1")
+        .bind(id)
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+/// Ends a registration for good: that time can't come by itself, and isn't renewed.
+async fn end(conn: &mut PgConnection, id: &str) -> Result<(), sqlx::Error> {
+    sqlx::query("UPDATE larder_generation SET expires_at = 'epoch' WHERE id = $1")
         .bind(id)
         .execute(conn)
         .await?;

@@ -2,5 +2,7 @@
 
 mod conformance;
 mod databases;
+mod notes;
 mod postgres;
 mod sqlite;
+mod through_the_cache;

@@ -187,6 +187,17 @@ impl PostgresServer {
         }
     }
 
+    /// Ends it and starts it again as a standby, which follows nobody: it answers reads, and refuses writes.
+    ///
+    /// # Panics
+    ///
+    /// If it doesn't start.
+    pub fn restart_as_standby(&mut self) {
+        let signal = self.directory.path().join("data/standby.signal");
+        std::fs::write(&signal, "").expect("the cluster's directory can be written");
+        self.restart();
+    }
+
     /// Kills it if it runs, and starts it again on what it has on the disk.
     ///
     /// # Panics
@@ -228,7 +239,10 @@ impl PostgresServer {
     fn wait_until_it_answers(&mut self) -> Result<(), String> {
         let start = Instant::now();
         loop {
-            if self.status().is_some_and(|(_, state)| state == "ready") {
+            if self
+                .status()
+                .is_some_and(|(_, state)| state == "ready" || state == "standby")
+            {
                 return Ok(());
             }
             let log = std::fs::read_to_string(self.directory.path().join("log"));
