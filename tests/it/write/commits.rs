@@ -1,6 +1,5 @@
 //! What a commit does, by itself and beside others: what is flushed, when, and under which keys.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use larder_core::{Change, CommitError, Direct, Mechanism, get};
@@ -10,7 +9,6 @@ use super::ledger::Broken;
 use super::office::{
     ON, Office, Process, User, UserByEmail, UserById, Without, ada, fresh, pending, quiet, shows,
 };
-use crate::read::gate::Gate;
 
 /// A reader comes between the flush and the commit if the flush doesn't follow.
 #[tokio::test(start_paused = true)]
@@ -155,8 +153,8 @@ async fn a_value_is_filled_only_under_keys_of_its_own_plan() {
 #[tokio::test(start_paused = true)]
 async fn a_change_detaches_the_loads_of_its_keys() {
     let office = Office::new(ON);
-    let gate = Gate::new(Arc::clone(&office.store));
-    let office = office.on(Arc::<Gate>::clone(&gate));
+    let gate = office.gate();
+    let office = office.on(&gate);
     let process = office.process().await;
     gate.set_down(true); // no lease tells what is old
     process.line.loads().close();
@@ -182,8 +180,8 @@ async fn a_change_detaches_the_loads_of_its_keys() {
 async fn a_load_is_joined_until_its_fill_is_handed_over() {
     async fn schedule(without: Without) -> String {
         let office = Office::new(without);
-        let gate = Gate::new(Arc::clone(&office.store));
-        let reader = office.on(Arc::<Gate>::clone(&gate)).process().await;
+        let gate = office.gate();
+        let reader = office.on(&gate).process().await;
         let writer = office.process().await;
         let reads = || {
             let reader = reader.clone();
@@ -373,11 +371,11 @@ fn runtime() -> Runtime {
 fn close_waits_for_commits_and_their_flushes() {
     let (service, other) = (runtime(), runtime());
     let office = Office::new(ON);
-    let gate = Gate::new(Arc::clone(&office.store));
+    let gate = office.gate();
     let reader = other.block_on(office.process());
     assert_eq!(other.block_on(reader.name()), "Ada");
     service.block_on(async {
-        let process = office.on(Arc::<Gate>::clone(&gate)).process().await;
+        let process = office.on(&gate).process().await;
         gate.arriving_deletes().close();
         drop(tokio::spawn({
             let process = process.clone();
@@ -403,11 +401,11 @@ fn close_waits_for_commits_and_their_flushes() {
 fn a_runtime_that_stops_between_commit_and_flush_leaves_a_row() {
     let (service, other) = (runtime(), runtime());
     let office = Office::new(ON);
-    let gate = Gate::new(Arc::clone(&office.store));
+    let gate = office.gate();
     let reader = other.block_on(office.process());
     assert_eq!(other.block_on(reader.name()), "Ada");
     service.block_on(async {
-        let process = office.on(Arc::<Gate>::clone(&gate)).process().await;
+        let process = office.on(&gate).process().await;
         gate.arriving_deletes().close();
         drop(tokio::spawn(async move { process.rename("Grace").await }));
         gate.arriving_deletes().arrived().await;

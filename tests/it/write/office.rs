@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use super::ledger::{Broken, Conn, Database, Ledger};
 use super::servers::Servers;
-use crate::read::shelf::{HOUR, clock};
+use crate::read::gate::Gate;
+use crate::read::shelf::{HOUR, clock, memory};
 
 /// A user of the office.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -304,11 +305,24 @@ impl Office {
     }
 
     /// The same with this store.
-    pub(super) fn on(&self, store: Arc<dyn Backend>) -> Self {
+    pub(super) fn on<B: Backend>(&self, store: &Arc<B>) -> Self {
         Self {
-            store,
+            store: Arc::clone(store) as _,
             ..self.clone()
         }
+    }
+
+    /// The same with a store of its own, which is no other process's.
+    pub(super) fn privately(&self) -> Self {
+        Self {
+            store: memory(),
+            ..self.clone()
+        }
+    }
+
+    /// A way to the store that can be closed.
+    pub(super) fn gate(&self) -> Arc<Gate> {
+        Gate::new(Arc::clone(&self.store))
     }
 
     /// One more process, with all data sets.

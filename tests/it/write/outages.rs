@@ -16,7 +16,7 @@ async fn processes(office: &Office, server: &MemcachedServer) -> [Process; 2] {
         config.connect_timeout = Duration::from_secs(2);
         config.flush_timeout = Duration::from_secs(1);
         let memcached = Memcached::new(config, Rt::new()).unwrap();
-        office.on(Arc::new(memcached)).process().await
+        office.on(&Arc::new(memcached)).process().await
     };
     [process().await, process().await]
 }

@@ -15,8 +15,8 @@ const RELAYED: Duration = Duration::from_secs(4);
 
 /// A process that was killed between its commit and its flush: what it holds is never let go.
 async fn killed_before_its_flush(office: &Office, name: &'static str) -> Process {
-    let gate = Gate::new(office.store.clone());
-    let process = office.on(gate.clone()).process().await;
+    let gate = office.gate();
+    let process = office.on(&gate).process().await;
     gate.arriving_deletes().close();
     drop(tokio::spawn({
         let process = process.clone();
@@ -157,8 +157,8 @@ async fn a_query_in_the_outbox_is_asked_by_the_relay() {
     let office = Office::new(ON);
     let reader = office.process().await;
     assert_eq!(reader.streams(7).await, "general");
-    let gate = Gate::new(office.store.clone());
-    let writer = office.on(gate.clone()).process().await;
+    let gate = office.gate();
+    let writer = office.on(&gate).process().await;
     gate.set_down(true);
     let pending = pending(
         writer
@@ -179,7 +179,7 @@ async fn a_query_in_the_outbox_is_asked_by_the_relay() {
 async fn a_base_is_flushed_before_what_is_derived_from_it() {
     async fn schedule(without: Without) -> [String; 2] {
         let servers = Servers::new("two", &["greeting"]);
-        let office = Office::new(without).on(servers.clone());
+        let office = Office::new(without).on(&servers);
         let (writer, reader) = (office.process().await, office.process().await);
         reader.greeting().await;
         servers.first().arriving_deletes().close();
@@ -205,7 +205,7 @@ async fn a_base_is_flushed_before_what_is_derived_from_it() {
 async fn a_row_keeps_what_is_derived_until_its_base_is_confirmed() {
     async fn schedule(without: Without) -> (bool, bool) {
         let servers = Servers::new("two", &["greeting"]);
-        let office = Office::new(without).on(servers.clone());
+        let office = Office::new(without).on(&servers);
         let writer = office.process().await;
         servers.first().set_down(true);
         let pending = pending(writer.rename("Grace").await);
@@ -226,7 +226,7 @@ fn row(levels: &str) -> String {
 #[tokio::test(start_paused = true)]
 async fn a_row_is_not_held_up_by_the_bases_of_another() {
     let servers = Servers::new("two", &["greeting", "streams_of"]);
-    let office = Office::new(ON).on(servers.clone());
+    let office = Office::new(ON).on(&servers);
     let _process = office.process().await;
     servers.first().set_down(true);
     let stuck = row(r#"{"keys":["user:8"]},{"keys":["greeting:8"]}"#);
@@ -241,7 +241,7 @@ async fn a_row_is_not_held_up_by_the_bases_of_another() {
 #[tokio::test(start_paused = true)]
 async fn what_is_derived_waits_for_the_earlier_rows_of_its_commit() {
     let servers = Servers::new("two", &["greeting"]);
-    let office = Office::new(ON).on(servers.clone());
+    let office = Office::new(ON).on(&servers);
     let process = office.process().await;
     servers.first().set_down(true);
     let users = 100..6_100;
@@ -292,7 +292,7 @@ async fn what_is_derived_waits_for_the_earlier_rows_of_its_commit() {
 async fn rows_of_a_dead_server_hold_up_no_others() {
     async fn schedule(without: Without, by_due: bool) -> String {
         let servers = Servers::new("two", &["streams_of"]);
-        let office = Office::new(without).on(servers.clone());
+        let office = Office::new(without).on(&servers);
         if !by_due {
             office.database.claim_by_insertion();
         }
@@ -327,8 +327,8 @@ async fn rows_of_a_dead_server_hold_up_no_others() {
 #[tokio::test(start_paused = true)]
 async fn a_relay_leaves_rows_for_pools_that_it_does_not_reach() {
     async fn schedule(without: Without) -> String {
-        let here = Office::new(without).on(Servers::new("here", &[]));
-        let there = here.on(Servers::new("there", &[]));
+        let here = Office::new(without).on(&Servers::new("here", &[]));
+        let there = here.on(&Servers::new("there", &[]));
         let reader = here.process().await;
         reader.name().await;
         let _elsewhere = there.process().await;
@@ -366,7 +366,7 @@ async fn rows_of_another_form_are_left_to_those_who_know_it() {
 #[tokio::test(start_paused = true)]
 async fn rows_older_than_every_ttl_are_dropped() {
     let gate = Gate::new(crate::read::shelf::memory());
-    let office = Office::new(ON).on(gate.clone());
+    let office = Office::new(ON).on(&gate);
     let process = office.process().await;
     gate.set_down(true);
     let pending = pending(process.rename("Grace").await);

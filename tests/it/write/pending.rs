@@ -16,8 +16,8 @@ const RELAYED: Duration = Duration::from_secs(4);
 
 fn gated(without: Without) -> (Office, Arc<Gate>) {
     let office = Office::new(without);
-    let gate = Gate::new(office.store.clone());
-    (office.on(gate.clone()), gate)
+    let gate = office.gate();
+    (office.on(&gate), gate)
 }
 
 /// The server answers look-ups, and its deletes time out.
@@ -68,8 +68,8 @@ async fn what_is_pending_is_read_from_the_store_again_once_it_is_delivered() {
 #[tokio::test(start_paused = true)]
 async fn a_flush_that_another_process_delivers_is_delivered() {
     let office = Office::new(ON);
-    let gate = Gate::new(office.store.clone());
-    let writer = office.on(gate.clone()).process().await;
+    let gate = office.gate();
+    let writer = office.on(&gate).process().await;
     let other = office.process().await;
     other.name().await;
     gate.set_down(true); // for the writer alone, and for good
@@ -105,12 +105,9 @@ async fn a_server_that_was_away_is_not_read_before_the_outbox_was_asked() {
 #[tokio::test(start_paused = true)]
 async fn after_an_outage_only_what_waits_in_the_outbox_is_not_read() {
     let office = Office::new(ON);
-    let (gate, other) = (
-        Gate::new(office.store.clone()),
-        Gate::new(office.store.clone()),
-    );
-    let reader = office.on(gate.clone()).process().await;
-    let writer = office.on(other.clone()).process().await;
+    let (gate, other) = (office.gate(), office.gate());
+    let reader = office.on(&gate).process().await;
+    let writer = office.on(&other).process().await;
     reader.name().await;
     reader.streams(7).await;
     other.set_deaf_to_deletes(true);
@@ -167,8 +164,8 @@ async fn commit_fresh(
 #[tokio::test(start_paused = true)]
 async fn commit_fresh_waits_for_whoever_delivers() {
     let office = Office::new(ON);
-    let gate = Gate::new(office.store.clone());
-    let writer = office.on(gate.clone()).process().await;
+    let gate = office.gate();
+    let writer = office.on(&gate).process().await;
     let reader = office.process().await;
     reader.name().await;
     gate.set_down(true);

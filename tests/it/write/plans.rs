@@ -46,7 +46,7 @@ refuses!(two_data_sets_of_one_name_are_refused: UserById, AnotherUser => "two da
 data_set!(
     /// Says nothing of what makes it stale.
     Silent = "silent": u64 => User;
-    |_plan| ();
+    |plan| _ = plan;
     |conn, id| conn.find::<User>(*id)
 );
 

@@ -6,7 +6,6 @@ use larder_core::{Change, CommitError, Mechanism};
 
 use super::office::{ON, Office, User, UserById, Without, ada, fresh, quiet, shows};
 use super::versions::{Card, CardWithName, text};
-use crate::read::gate::Gate;
 
 /// Longer than a registration.
 const OVER: Duration = Duration::from_secs(70);
@@ -39,8 +38,8 @@ async fn a_reader_past_its_registration_reads_past_the_store() {
 async fn an_answer_that_comes_after_the_registration_is_not_used() {
     async fn schedule(without: Without) -> String {
         let office = Office::new(without);
-        let gate = Gate::new(office.store.clone());
-        let reader = office.on(gate.clone()).version("1").await;
+        let gate = office.gate();
+        let reader = office.on(&gate).version("1").await;
         reader.name().await;
         gate.answered_gets().close();
         let reading = tokio::spawn({

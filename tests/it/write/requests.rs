@@ -8,7 +8,6 @@ use super::office::{
     Member, MembersOf, ON, Office, Process, Stream, User, UserField, ada, data_set, fresh, pending,
     streams_of,
 };
-use crate::read::gate::Gate;
 
 data_set!(
     /// A user's name, kept for the request.
@@ -115,8 +114,8 @@ async fn a_request_sees_what_it_wrote_where_a_query_finds_the_keys() {
 #[tokio::test(start_paused = true)]
 async fn pending_keys_are_read_from_the_source_for_the_rest_of_the_request() {
     let office = Office::new(ON);
-    let gate = Gate::new(office.store.clone());
-    let process = process(&office.on(gate.clone())).await;
+    let gate = office.gate();
+    let process = process(&office.on(&gate)).await;
     let request = Request::begin(&process);
     badge(&request).await;
     channels(&request).await;

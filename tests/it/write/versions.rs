@@ -15,7 +15,7 @@ use super::office::{
     shows,
 };
 use super::servers::Servers;
-use crate::read::shelf::{HOUR, memory};
+use crate::read::shelf::HOUR;
 
 /// Longer than a generation that isn't the first waits.
 const ACTIVE: Duration = Duration::from_secs(3);
@@ -407,8 +407,8 @@ async fn a_slow_look_at_the_register_does_not_shorten_the_wait() {
 #[tokio::test(start_paused = true)]
 async fn another_pool_is_flushed_too() {
     async fn schedule(without: Without) -> [String; 2] {
-        let here = Office::new(without).on(Servers::new("here", &[]));
-        let there = here.on(Servers::new("there", &[]));
+        let here = Office::new(without).on(&Servers::new("here", &[]));
+        let there = here.on(&Servers::new("there", &[]));
         let reaching = async |office: &Office| {
             let pools = [Arc::clone(&here.store), Arc::clone(&there.store)];
             let open = move |description: &str, _| {
@@ -441,8 +441,8 @@ async fn another_pool_is_flushed_too() {
 /// A writer who can't open the other pool can't say that everybody sees the write.
 #[tokio::test(start_paused = true)]
 async fn a_pool_that_cannot_be_opened_leaves_the_flush_pending() {
-    let here = Office::new(ON).on(Servers::new("here", &[]));
-    let there = here.on(Servers::new("there", &[]));
+    let here = Office::new(ON).on(&Servers::new("here", &[]));
+    let there = here.on(&Servers::new("there", &[]));
     let (reader, writer) = (here.process().await, there.process().await);
     tokio::time::sleep(ACTIVE).await;
     reader.name().await;
@@ -465,9 +465,9 @@ async fn a_pool_that_cannot_be_opened_leaves_the_flush_pending() {
 /// A store in the process isn't shared: two of them on one database would never see each other's writes.
 #[tokio::test(start_paused = true)]
 async fn a_second_private_store_on_one_database_is_refused() {
-    let office = Office::new(ON).on(memory());
+    let office = Office::new(ON).privately();
     let first = office.process().await;
-    let second = office.on(memory());
+    let second = office.privately();
     let refused = second.try_build(|b| everything(b).version("1")).await;
     let error = refused.map(drop).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config);
