@@ -15,7 +15,7 @@
 //! | `EveryGeneration` | another version's entries; rows from before it; another pool's | `versions::a_writer_flushes_a_type_that_it_does_not_have`, `outbox::a_row_is_delivered_to_the_generations_of_its_delivery`, `versions::another_pool_is_flushed_too`, `outbox::a_relay_leaves_rows_for_pools_that_it_does_not_reach` |
 //! | `QueryAfterCommit` | who joined a stream while it was renamed | `outbox::a_query_for_keys_is_asked_after_the_commit` |
 //! | `BaseFirst` | a derived value built from its base just before that is deleted | `outbox::a_base_is_flushed_before_what_is_derived_from_it`, `outbox::a_row_keeps_what_is_derived_until_its_base_is_confirmed` |
-//! | `RowBackoff`, or the order of claims | rows of a dead server keep all others waiting | `outbox::rows_of_a_dead_server_hold_up_no_others` |
+//! | claims in the order in which rows became due (off: [`claim_by_insertion`](ledger::Database::claim_by_insertion), with `RowBackoff`) | rows of a dead server keep all others waiting | `outbox::rows_of_a_dead_server_hold_up_no_others` |
 //! | `ManifestRule` | other keys; a data set of one version alone; more watched fields; one that was dropped | `versions::a_data_set_with_other_keys_…`, `…_that_only_one_version_has_…`, `…_that_watches_more_…`, `versions::what_the_new_version_dropped_is_not_read_by_the_old_one` |
 //! | `PurgeAtEnd` | what a version that is gone couldn't flush | `versions::what_a_version_that_is_gone_could_not_flush_is_given_up` |
 //! | `RegisterAfterCommit` | a writer with an old copy of the register | `versions::a_writer_asks_who_is_live_after_its_commit` |
