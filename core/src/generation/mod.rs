@@ -465,7 +465,7 @@ impl Generations {
             let left = answered(self.rt, registration.register.read()).await?;
             let is_left = |known: &Generation| {
                 let ended = ended.as_ref();
-                ended.is_some_and(|ended| ended.contains(&known.id))
+                !known.left.is_zero() && ended.is_some_and(|ended| ended.contains(&known.id))
             };
             if !left.generations.iter().any(is_left) {
                 return self.enter_anew().await;
