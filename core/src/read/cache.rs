@@ -342,8 +342,7 @@ impl<S: Source> Cache<S> {
     ///
     /// # Errors
     ///
-    /// If the source has no [outbox](Source::outbox), the database can't be asked, or transactions stay open that hold their
-    /// generations.
+    /// If the source has no [outbox](Source::outbox), or the database can't be asked.
     pub async fn rotate(&self) -> Result<()> {
         self.shared.generations.rotate().await
     }

@@ -77,6 +77,8 @@ struct Registration {
     registered: Instant,
     renewed: Instant,
     until: Instant,
+    /// Somebody wanted it deleted, while a transaction held it.
+    ended: bool,
 }
 
 struct Waiting {
@@ -516,14 +518,19 @@ impl Register for Ledger {
                         manifest,
                         registered: now,
                         renewed: now,
+                        ended: false,
                         until: now + ttl,
                     };
                     tables.generations.insert(id, registration);
                 }
                 Edit::Delete { id } => {
                     let is_held = tables.referred.iter().any(|(_, held)| *held == id);
-                    if !(is_held && self.database.has_foreign_key()) {
-                        tables.generations.remove(&id);
+                    match tables.generations.get_mut(&id) {
+                        Some(held) if is_held && self.database.has_foreign_key() => {
+                            held.until = now;
+                            held.ended = true;
+                        }
+                        _ => drop(tables.generations.remove(&id)),
                     }
                 }
                 Edit::Purge { accessor, epoch } => {
@@ -539,7 +546,8 @@ impl Register for Ledger {
     async fn renew(&self, id: &str, ttl: Duration, unless: Duration) -> Result<bool> {
         let mut tables = self.tables()?;
         let now = Instant::now();
-        let Some(registration) = tables.generations.get_mut(id) else {
+        let known = tables.generations.get_mut(id);
+        let Some(registration) = known.filter(|known| !known.ended) else {
             return Ok(false);
         };
         if now - registration.renewed >= unless {
