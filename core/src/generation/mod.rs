@@ -70,10 +70,6 @@ const PURGED: Duration = REGISTRATION;
 /// Stands for all data sets in the list of what was purged: that is what a rotation leaves.
 const EVERYTHING: &str = "*";
 
-/// How often, and how soon again, generations are ended that open transactions hold.
-const ROTATIONS: usize = 50;
-const ROTATION: Duration = Duration::from_millis(100);
-
 /// Opens the pool of another generation by its description.
 pub(crate) type OpenPool = Box<dyn Fn(&str, Rt) -> Result<Arc<dyn Backend>> + Send + Sync>;
 
@@ -450,32 +446,15 @@ impl Generations {
                 "there are no generations to rotate, since the source has no outbox; configure another prefix",
             ));
         };
-        let mut ended: Option<HashSet<String>> = None;
-        for _ in 0..ROTATIONS {
-            let mut decide = |registered: &Registered| {
-                let ids = registered.generations.iter().map(|live| live.id.clone());
-                // Those that are registered from now on know what is true.
-                let ended = ended.get_or_insert_with(|| ids.collect());
-                let ids = ended.iter().cloned();
-                // Until nobody can read what they have left, nobody commits.
-                let edits = ids.map(|id| Edit::Delete { id });
-                Ok(edits.chain([enter::purge(EVERYTHING)]).collect())
-            };
-            answered(self.rt, registration.register.edit(&mut decide)).await?;
-            let left = answered(self.rt, registration.register.read()).await?;
-            let is_left = |known: &Generation| {
-                let ended = ended.as_ref();
-                ended.is_some_and(|ended| ended.contains(&known.id))
-            };
-            if !left.generations.iter().any(is_left) {
-                return self.enter_anew().await;
-            }
-            self.rt.sleep(ROTATION).await;
-        }
-        Err(Error::new(
-            ErrorKind::Unavailable,
-            "generations can't be ended while their transactions are open; try again once those are over",
-        ))
+        // One that an open transaction holds is ended as well: nobody renews it, and whoever commits flushes it too.
+        let mut decide = |registered: &Registered| {
+            let ids = registered.generations.iter().map(|live| live.id.clone());
+            let edits = ids.map(|id| Edit::Delete { id });
+            // Until nobody can read what they have left, nobody commits.
+            Ok(edits.chain([enter::purge(EVERYTHING)]).collect())
+        };
+        answered(self.rt, registration.register.edit(&mut decide)).await?;
+        self.enter_anew().await
     }
 
     /// Ends the registration, if it is that of this process alone.

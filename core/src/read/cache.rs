@@ -337,13 +337,12 @@ impl<S: Source> Cache<S> {
     /// Begins anew: every live generation ends, and every process registers another one, with an empty cache.
     ///
     /// For after a restore of the database to an earlier state, when what is cached is newer than what is true. In SQL it
-    /// is `DELETE FROM larder_generation`. Other processes notice when they look at
-    /// the register again, within 2 s.
+    /// is `DELETE FROM larder_generation`. Other processes notice when they look at the register again, within 2 s.
+    /// Transactions under way aren't waited for.
     ///
     /// # Errors
     ///
-    /// If the source has no [outbox](Source::outbox), the database can't be asked, or transactions stay open that hold their
-    /// generations.
+    /// If the source has no [outbox](Source::outbox), or the database can't be asked.
     pub async fn rotate(&self) -> Result<()> {
         self.shared.generations.rotate().await
     }

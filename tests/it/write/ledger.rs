@@ -77,6 +77,8 @@ struct Registration {
     registered: Instant,
     renewed: Instant,
     until: Instant,
+    /// It was to be deleted while a transaction had written under it.
+    is_ended: bool,
 }
 
 struct Waiting {
@@ -517,6 +519,7 @@ impl Register for Ledger {
                         registered: now,
                         renewed: now,
                         until: now + ttl,
+                        is_ended: false,
                     };
                     tables.generations.insert(id, registration);
                 }
@@ -524,6 +527,9 @@ impl Register for Ledger {
                     let is_held = tables.referred.iter().any(|(_, held)| *held == id);
                     if !(is_held && self.database.has_foreign_key()) {
                         tables.generations.remove(&id);
+                    } else if let Some(held) = tables.generations.get_mut(&id) {
+                        held.is_ended = true;
+                        held.until = now;
                     }
                 }
                 Edit::Purge { accessor, epoch } => {
@@ -539,7 +545,8 @@ impl Register for Ledger {
     async fn renew(&self, id: &str, ttl: Duration, unless: Duration) -> Result<bool> {
         let mut tables = self.tables()?;
         let now = Instant::now();
-        let Some(registration) = tables.generations.get_mut(id) else {
+        let known = tables.generations.get_mut(id);
+        let Some(registration) = known.filter(|known| !known.is_ended) else {
             return Ok(false);
         };
         if now - registration.renewed >= unless {
