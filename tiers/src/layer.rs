@@ -27,6 +27,7 @@ use crate::Request;
 /// # impl Dataset for DisplayNames {
 /// #     const NAME: &'static str = "display_name"; const LIFETIME: Lifetime = Lifetime::Ttl(Duration::from_secs(60));
 /// #     type Source = Db; type Key = u64; type Value = String; type Form = Plain; type Tier = RequestTier; type Error = Infallible;
+/// #     fn flush_on(plan: &mut larder_core::FlushOn<Self>) { plan.by_hand(); }
 /// #     async fn load(_: &mut (), ids: Vec<u64>) -> Result<Rows<Self>, Infallible> { Ok(ids.into_iter().map(|id| (id, format!("user {id}"))).collect()) }
 /// # }
 /// use axum::{Router, routing::get};

@@ -242,10 +242,20 @@ fn place() -> Option<String> {
 
 /// When a process of this host was started, in ticks since the system was.
 fn started(pid: u32) -> Option<String> {
+    stat(pid, 22)
+}
+
+/// Whether this process has ended, and nobody has asked how: it is listed until its parent does.
+fn is_zombie(pid: u32) -> bool {
+    stat(pid, 3).is_some_and(|state| state == "Z" || state == "X")
+}
+
+/// A field of a process's line in `/proc`, counted from 1, behind the second.
+fn stat(pid: u32, field: usize) -> Option<String> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second field is the name in parentheses, which may have anything in it; the start is the twenty-second.
+    // The second field is the name in parentheses, which may have anything in it.
     let (_, fields) = stat.rsplit_once(") ")?;
-    fields.split(' ').nth(19).map(str::to_owned)
+    fields.split(' ').nth(field - 3).map(str::to_owned)
 }
 
 /// Whether there is no such process. One of another user is there, though it may not be looked at.
@@ -270,7 +280,7 @@ fn is_dead(holder: &str, pool: &str) -> bool {
         let (its_place, start) = identity.strip_suffix(')')?.rsplit_once('/')?;
         let pid: u32 = pid.parse().ok()?;
         let is_another = match started(pid) {
-            Some(now) => now != start,
+            Some(now) => now != start || is_zombie(pid),
             None => is_gone(pid),
         };
         Some(its_place == place()? && is_another)

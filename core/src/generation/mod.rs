@@ -446,11 +446,10 @@ impl Generations {
                 "there are no generations to rotate, since the source has no outbox; configure another prefix",
             ));
         };
-        // One that an open transaction holds is ended as well: nobody renews it, and whoever commits flushes it too.
         let mut decide = |registered: &Registered| {
             let ids = registered.generations.iter().map(|live| live.id.clone());
-            let edits = ids.map(|id| Edit::Delete { id });
             // Until nobody can read what they have left, nobody commits.
+            let edits = ids.map(|id| Edit::Delete { id });
             Ok(edits.chain([enter::purge(EVERYTHING)]).collect())
         };
         answered(self.rt, registration.register.edit(&mut decide)).await?;

@@ -77,8 +77,8 @@ struct Registration {
     registered: Instant,
     renewed: Instant,
     until: Instant,
-    /// It was to be deleted while a transaction had written under it.
-    is_ended: bool,
+    /// Somebody wanted it deleted, while a transaction held it.
+    ended: bool,
 }
 
 struct Waiting {
@@ -518,18 +518,19 @@ impl Register for Ledger {
                         manifest,
                         registered: now,
                         renewed: now,
+                        ended: false,
                         until: now + ttl,
-                        is_ended: false,
                     };
                     tables.generations.insert(id, registration);
                 }
                 Edit::Delete { id } => {
                     let is_held = tables.referred.iter().any(|(_, held)| *held == id);
-                    if !(is_held && self.database.has_foreign_key()) {
-                        tables.generations.remove(&id);
-                    } else if let Some(held) = tables.generations.get_mut(&id) {
-                        held.is_ended = true;
-                        held.until = now;
+                    match tables.generations.get_mut(&id) {
+                        Some(held) if is_held && self.database.has_foreign_key() => {
+                            held.until = now;
+                            held.ended = true;
+                        }
+                        _ => drop(tables.generations.remove(&id)),
                     }
                 }
                 Edit::Purge { accessor, epoch } => {
@@ -546,7 +547,7 @@ impl Register for Ledger {
         let mut tables = self.tables()?;
         let now = Instant::now();
         let known = tables.generations.get_mut(id);
-        let Some(registration) = known.filter(|known| !known.is_ended) else {
+        let Some(registration) = known.filter(|known| !known.ended) else {
             return Ok(false);
         };
         if now - registration.renewed >= unless {
