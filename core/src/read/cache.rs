@@ -337,8 +337,8 @@ impl<S: Source> Cache<S> {
     /// Begins anew: every live generation ends, and every process registers another one, with an empty cache.
     ///
     /// For after a restore of the database to an earlier state, when what is cached is newer than what is true. In SQL it
-    /// is `DELETE FROM larder_generation`. Other processes notice when they look at
-    /// the register again, within 2 s.
+    /// is `DELETE FROM larder_generation`. Other processes notice when they look at the register again, within 2 s.
+    /// Transactions under way aren't waited for.
     ///
     /// # Errors
     ///
