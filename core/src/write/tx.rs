@@ -219,7 +219,7 @@ impl<S: Transactional> Tx<S> {
 
     /// Commits, flushes, and answers once the flush is confirmed or it is known that it can't be at once.
     ///
-    /// A commit, one small insert before it where the source has an [outbox](Source::outbox), and one exchange per server
+    /// A commit, one small insert before it where the source has an [outbox](crate::Source::outbox), and one exchange per server
     /// and live generation. Commit and flush go on if the caller is dropped.
     ///
     /// # Errors
