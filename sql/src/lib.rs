@@ -1,4 +1,4 @@
-//! Writing through larder in a database of [sqlx](sqlx): transactions, the outbox, and the register of generations, in
+//! Writing through larder in a database of [sqlx]: transactions, the outbox, and the register of generations, in
 //! PostgreSQL and in SQLite.
 //!
 //! [`Postgres`] and [`Sqlite`] are sources over sqlx's pools, to be given to [`Cache::builder`](larder_core::Cache::builder).
