@@ -69,7 +69,7 @@ pub enum Route<'a, S: Source> {
     note = "take a `larder::Request` (the extractor below a `RequestLayer`, or `Request::begin(&cache)` in a job or a \
             test) and read with `&request`",
     note = "a type of your own that holds a request reads like it: write `impl ScopedReader` beside its `impl Reader`",
-    note = "inside a transaction read with `Direct(&mut connection)`; for data that is read without a request, set \
+    note = "inside a transaction read with `&mut tx`, or `Direct(&mut connection)`; for data that is read without a request, set \
             `type Tier = NoTier`"
 )]
 pub trait ScopedReader<'a, S: Source>: Reader<'a, S> {}
