@@ -9,6 +9,7 @@ use larder_core::{Cache, Change, CommitError, Flush, Rt, Source as _, Transactio
 use larder_harness::proxy::Proxy;
 use larder_harness::server::{Listen, MemcachedServer};
 use larder_sqlx::Postgres;
+use sqlx::postgres::PgPoolOptions;
 
 use crate::databases::{OnPostgres, OnSqlite, pool};
 use crate::notes::{HasNotes, NOTES, Note, NoteById};
@@ -236,4 +237,31 @@ async fn rotation_waits_for_no_writer() {
     let committed = commit.await.unwrap().unwrap();
     assert!(committed.flush.is_fresh(), "{:?}", committed.flush);
     assert_eq!([read(&one).await, read(&two).await], ["after", "after"]);
+}
+
+/// Both connections of the pool are those of transactions, for longer than what is known of the register stays fresh: a
+/// commit that asked for it would wait for a connection that only a commit gives back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commits_of_a_busy_pool_wait_for_no_connection() {
+    let database = OnPostgres::start().await;
+    let mut holder = database.pool.acquire().await.unwrap();
+    run(&mut holder, NOTES).await;
+    let server = MemcachedServer::start(Listen::Unix, &[]);
+    let options = PgPoolOptions::new().max_connections(2);
+    let pool = options.connect(&database.url).await.unwrap();
+    let cache = process(Postgres::new(pool), &server).await;
+    let first = written(&cache, "first").await;
+    let second = tokio::spawn({
+        let cache = cache.clone();
+        // It waits for the row that the first one has locked.
+        async move { written(&cache, "second").await.commit().await }
+    });
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let began = std::time::Instant::now();
+    for committed in [first.commit().await, second.await.unwrap()] {
+        let flush = committed.unwrap().flush;
+        assert!(flush.is_fresh(), "{flush:?}");
+    }
+    assert!(began.elapsed() < Duration::from_secs(10), "it hung");
+    assert_eq!(read(&cache).await, "second");
 }

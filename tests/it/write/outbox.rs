@@ -1,11 +1,15 @@
 //! What is left of a write whose flush wasn't confirmed, and who delivers it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use larder_core::{Change, CommitError, Mechanism};
+use larder_core::{Change, CommitError, FlushQuery, Mechanism, get};
+use serde::{Deserialize, Serialize};
 
+use super::ledger::{Broken, Conn};
 use super::office::{
-    Member, ON, Office, Process, Stream, User, Without, fresh, pending, quiet, shows,
+    Member, ON, Office, Process, Stream, User, UserField, Without, data_set, fresh, pending, quiet,
+    shows,
 };
 use super::servers::Servers;
 use crate::read::gate::Gate;
@@ -389,4 +393,42 @@ async fn rows_that_were_delivered_are_deleted_soon() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(office.database.outbox().is_empty());
     assert_eq!(process.stats().writes.relayed, 0);
+}
+
+/// Finds the user's own key, by code that panics the first time.
+#[derive(Serialize, Deserialize)]
+struct Stumbling(u64);
+
+static STUMBLES: AtomicBool = AtomicBool::new(true);
+
+impl FlushQuery<Stumbled> for Stumbling {
+    const NAME: &'static str = "stumbling";
+
+    async fn keys(&self, _: &mut Conn, _: Option<&u64>, _: usize) -> Result<Vec<u64>, Broken> {
+        assert!(!STUMBLES.swap(false, Ordering::Relaxed), "it stumbles");
+        Ok(vec![self.0])
+    }
+}
+
+data_set!(
+    /// A name whose flush is found by such a query.
+    Stumbled = "stumbled": u64 => String;
+    |plan| plan.query([UserField::Name], |user: &User| Stumbling(user.id));
+    |conn, id| conn.find::<User>(*id).map(|user| user.name)
+);
+
+/// What the user wrote costs its own flush some time, and larder's tasks nothing.
+#[tokio::test(start_paused = true)]
+async fn a_query_that_panics_is_asked_again() {
+    let office = Office::new(ON);
+    let process = office
+        .build(|builder| builder.register::<Stumbled>().version("1"))
+        .await;
+    let read = async || get::<Stumbled>(&process.cache, &7).await.unwrap();
+    assert_eq!(read().await.as_deref(), Some("Ada"));
+    let pending = pending(process.rename("Grace").await);
+    assert_eq!(read().await.as_deref(), Some("Grace"), "past the store");
+    assert!(pending.delivered().await);
+    assert_eq!(read().await.as_deref(), Some("Grace"));
+    assert!(office.database.outbox().is_empty());
 }

@@ -237,3 +237,28 @@ async fn a_load_of_a_former_generation_is_not_joined() {
     assert_eq!(early.await.unwrap(), "Ada", "it began before");
     assert_eq!(late.await.unwrap(), "Grace");
 }
+
+/// Under its new registration it would have to wait, and holds locks; so it is refused, and told to try again.
+#[tokio::test(start_paused = true)]
+async fn a_transaction_under_which_its_process_registers_anew_is_refused() {
+    let office = Office::new(ON);
+    let (one, operator) = (office.process().await, office.process().await);
+    let mut tx = one.begin().await.unwrap();
+    let before = tx.lock::<User>(&7).await.unwrap().unwrap();
+    let after = User {
+        name: "Grace".to_owned(),
+        ..ada()
+    };
+    tx.put(&after).await.unwrap();
+    tx.changed(Change::update(&before, &after));
+    let prefix = one.prefix();
+    operator.rotate().await.unwrap();
+    while one.prefix() == prefix {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let refused = tx.commit().await.unwrap_err();
+    assert!(refused.is_retryable(), "{refused}");
+    assert_eq!(one.name().await, "Ada");
+    fresh(one.rename("Grace").await);
+    assert_eq!(operator.name().await, "Grace");
+}
