@@ -227,7 +227,6 @@ struct Registration {
     seen: Mutex<HashMap<String, Duration>>,
     pools: Mutex<HashMap<String, Arc<dyn Backend>>>,
     open: OpenPool,
-    switches: Switches,
     /// Held by whoever asks the register.
     asking: tokio::sync::Mutex<()>,
     warned_of_many: Mutex<Option<usize>>,
@@ -267,8 +266,8 @@ impl Generations {
         backend: Arc<dyn Backend>,
         open: OpenPool,
         rt: Rt,
-        switches: Switches,
     ) -> Result<Self> {
+        let switches = entrant.switches;
         let pools = HashMap::from([(entrant.pool.description.clone(), backend)]);
         let generations = Self {
             standing: ArcSwap::from_pointee(Standing::of(Prefix::random())),
@@ -282,7 +281,6 @@ impl Generations {
                 seen: Mutex::default(),
                 pools: Mutex::new(pools),
                 open,
-                switches,
                 asking: tokio::sync::Mutex::default(),
                 warned_of_many: Mutex::default(),
             }),
@@ -603,7 +601,7 @@ impl Registration {
         rt: Rt,
     ) -> Understood {
         let entrant = &self.entrant;
-        let is_on = |mechanism| !self.switches.is_off(mechanism);
+        let is_on = |mechanism| !entrant.switches.is_off(mechanism);
         let mut standing = Standing::of(Prefix::random());
         let mut targets = Targets {
             at: asked.sent,

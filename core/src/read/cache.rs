@@ -676,7 +676,7 @@ impl<S: Source> CacheBuilder<S> {
                 let open = self.open_pool.unwrap_or_else(|| Box::new(cant_open));
                 let outbox: Arc<dyn Outbox<S::Conn>> = Arc::clone(outbox);
                 let (register, backend) = (outbox as Arc<dyn Register>, Arc::clone(&backend));
-                Generations::enter(register, entrant, backend, open, self.rt, self.switches).await?
+                Generations::enter(register, entrant, backend, open, self.rt).await?
             }
             None => {
                 let prefix = match self.prefix {

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use larder_core::{
-    Backlog, Decide, Edit, Error, ErrorKind, Generation, Outbox, Purge, Register, Registered,
-    Result, Row, RowId,
+    Backlog, Decide, Edit, Error, ErrorKind, Outbox, Register, Registered, Result, Row, RowId,
 };
 use sqlx::postgres::{PgConnection, PgPool};
 
 use super::Codebook;
 use super::schema::LOCK;
+use crate::read::{self, ListedGeneration, ListedPurge};
 use crate::trouble::failed;
 
 /// How long an editor may take between two statements, and wait for its turn, before the database ends it.
@@ -122,7 +122,7 @@ impl Outbox<PgConnection> for PgOutbox {
              SELECT id, text, attempts, extract(epoch FROM statement_timestamp() - created_at)::float8 \
              FROM claimed ORDER BY due_at, id",
         )
-        .bind(count(limit))
+        .bind(read::count(limit))
         .bind(hold.as_secs_f64())
         .bind(interval.as_secs_f64())
         .fetch_all(&self.pool)
@@ -136,7 +136,7 @@ impl Outbox<PgConnection> for PgOutbox {
             "SELECT id, text, attempts, extract(epoch FROM statement_timestamp() - created_at)::float8 \
              FROM larder_outbox ORDER BY id LIMIT $1",
         )
-        .bind(count(limit))
+        .bind(read::count(limit))
         .fetch_all(&self.pool)
         .await
         .map_err(|error| failed::<Codebook>("reading larder's outbox", error))?;
@@ -243,8 +243,7 @@ impl Register for PgOutbox {
 }
 
 async fn registered(conn: &mut PgConnection) -> Result<Registered, sqlx::Error> {
-    type Listed = (String, String, String, String, String, f64, f64);
-    let generations: Vec<Listed> = sqlx::query_as(
+    let generations: Vec<ListedGeneration<f64>> = sqlx::query_as(
         "SELECT id, version, pool, holder, manifest, \
              extract(epoch FROM statement_timestamp() - created_at)::float8, \
              extract(epoch FROM expires_at - statement_timestamp())::float8 \
@@ -252,31 +251,13 @@ async fn registered(conn: &mut PgConnection) -> Result<Registered, sqlx::Error> 
     )
     .fetch_all(&mut *conn)
     .await?;
-    let purges: Vec<(String, String, Option<String>, f64)> = sqlx::query_as(
+    let purges: Vec<ListedPurge<f64>> = sqlx::query_as(
         "SELECT accessor, epoch, former, extract(epoch FROM statement_timestamp() - purged_at)::float8 \
          FROM larder_purge ORDER BY accessor",
     )
     .fetch_all(conn)
     .await?;
-    let generation = |(id, version, pool, holder, manifest, age, left)| Generation {
-        id,
-        version,
-        pool,
-        holder,
-        manifest,
-        age: seconds(age),
-        left: seconds(left),
-    };
-    let purge = |(accessor, epoch, former, age)| Purge {
-        accessor,
-        epoch,
-        former,
-        age: seconds(age),
-    };
-    Ok(Registered {
-        generations: generations.into_iter().map(generation).collect(),
-        purges: purges.into_iter().map(purge).collect(),
-    })
+    Ok(read::registered(generations, purges, seconds))
 }
 
 async fn apply(conn: &mut PgConnection, edit: Edit) -> Result<Result<()>, sqlx::Error> {
@@ -328,7 +309,7 @@ async fn apply(conn: &mut PgConnection, edit: Edit) -> Result<Result<()>, sqlx::
             .execute(conn)
             .await?;
         }
-        edit => return Ok(Err(unknown(&edit))),
+        edit => return Ok(Err(read::unknown(&edit))),
     }
     Ok(Ok(()))
 }
@@ -358,13 +339,6 @@ async fn end(conn: &mut PgConnection, id: &str) -> Result<(), sqlx::Error> {
     Ok(())
 }
 
-fn unknown(edit: &Edit) -> Error {
-    Error::new(
-        ErrorKind::Unsupported,
-        format!("larder-sqlx can't do {edit:?}; give it the version of larder-core"),
-    )
-}
-
 fn foreign_key(error: &sqlx::Error) -> bool {
     error
         .as_database_error()
@@ -383,8 +357,4 @@ fn row((id, text, attempts, age): (RowId, String, i32, f64)) -> Row {
 /// A time that a clock which was set back made negative is none.
 fn seconds(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds).unwrap_or_default()
-}
-
-fn count(limit: usize) -> i64 {
-    i64::try_from(limit).unwrap_or(i64::MAX)
 }

@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use larder_core::{
-    Backlog, Decide, Edit, Error, ErrorKind, Generation, Outbox, Purge, Register, Registered,
-    Result, Row, RowId,
+    Backlog, Decide, Edit, Error, ErrorKind, Outbox, Register, Registered, Result, Row, RowId,
 };
 use sqlx::sqlite::{SqliteConnection, SqlitePool};
 
 use super::Codebook;
+use crate::read::{self, ListedGeneration, ListedPurge};
 use crate::trouble::failed;
 
 /// The outbox and the register in a file of SQLite.
@@ -97,7 +97,7 @@ impl SqliteOutbox {
              FROM larder_outbox, (SELECT CAST(unixepoch('subsec') * 1000 AS INTEGER) AS now) \
              WHERE next_at <= now ORDER BY next_at, id LIMIT ?1",
         )
-        .bind(count(limit))
+        .bind(read::count(limit))
         .fetch_all(&mut *tx)
         .await?;
         let ids: Vec<RowId> = due.iter().map(|(id, ..)| *id).collect();
@@ -153,7 +153,7 @@ impl Outbox<SqliteConnection> for SqliteOutbox {
             "SELECT id, text, attempts, CAST(unixepoch('subsec') * 1000 AS INTEGER) - created_at \
              FROM larder_outbox ORDER BY id LIMIT ?1",
         )
-        .bind(count(limit))
+        .bind(read::count(limit))
         .fetch_all(&self.readers)
         .await
         .map_err(|error| failed::<Codebook>("reading larder's outbox", error))?;
@@ -290,39 +290,20 @@ async fn is_due(conn: &mut SqliteConnection, interval: i64) -> Result<bool, sqlx
 }
 
 async fn registered(conn: &mut SqliteConnection) -> Result<Registered, sqlx::Error> {
-    type Listed = (String, String, String, String, String, i64, i64);
-    let generations: Vec<Listed> = sqlx::query_as(
+    let generations: Vec<ListedGeneration<i64>> = sqlx::query_as(
         "SELECT id, version, pool, holder, manifest, now - created_at, expires_at - now \
          FROM larder_generation, (SELECT CAST(unixepoch('subsec') * 1000 AS INTEGER) AS now) \
          ORDER BY created_at, id",
     )
     .fetch_all(&mut *conn)
     .await?;
-    let purges: Vec<(String, String, Option<String>, i64)> = sqlx::query_as(
+    let purges: Vec<ListedPurge<i64>> = sqlx::query_as(
         "SELECT accessor, epoch, former, CAST(unixepoch('subsec') * 1000 AS INTEGER) - purged_at \
          FROM larder_purge ORDER BY accessor",
     )
     .fetch_all(conn)
     .await?;
-    let generation = |(id, version, pool, holder, manifest, age, left)| Generation {
-        id,
-        version,
-        pool,
-        holder,
-        manifest,
-        age: duration(age),
-        left: duration(left),
-    };
-    let purge = |(accessor, epoch, former, age)| Purge {
-        accessor,
-        epoch,
-        former,
-        age: duration(age),
-    };
-    Ok(Registered {
-        generations: generations.into_iter().map(generation).collect(),
-        purges: purges.into_iter().map(purge).collect(),
-    })
+    Ok(read::registered(generations, purges, duration))
 }
 
 async fn apply(conn: &mut SqliteConnection, edit: Edit) -> Result<Result<()>, sqlx::Error> {
@@ -373,12 +354,7 @@ async fn apply(conn: &mut SqliteConnection, edit: Edit) -> Result<Result<()>, sq
             .execute(conn)
             .await?;
         }
-        edit => {
-            return Ok(Err(Error::new(
-                ErrorKind::Unsupported,
-                format!("larder-sqlx can't do {edit:?}; give it the version of larder-core"),
-            )));
-        }
+        edit => return Ok(Err(read::unknown(&edit))),
     }
     Ok(Ok(()))
 }
@@ -405,8 +381,4 @@ fn duration(millis: i64) -> Duration {
 
 fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX / 4)
-}
-
-fn count(limit: usize) -> i64 {
-    i64::try_from(limit).unwrap_or(i64::MAX)
 }
