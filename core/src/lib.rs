@@ -6,6 +6,8 @@
 pub mod conformance;
 pub mod contract;
 pub mod entry;
+#[doc(hidden)]
+pub mod expansion;
 mod generation;
 mod observed;
 #[cfg(feature = "metrics")]
@@ -30,10 +32,5 @@ pub use write::{
     Purge, Register, Registered, Row, RowId, Savepoint, TransactionError, Transactional, Tx, plan,
 };
 
-/// What the macros need.
 #[doc(hidden)]
-pub mod private {
-    pub use linkme;
-
-    pub use crate::write::{LINKED, Linked};
-}
+pub use expansion as private;

@@ -215,6 +215,23 @@ fn digest_depends_on_accessor_and_part() {
     assert_eq!(digests[0], digest("users", &(bob(), 2), 1));
 }
 
+/// Anything as one part of fixed length.
+struct DigestOf<T>(T);
+
+impl<T: KeyPart> KeyPart for DigestOf<T> {
+    fn write(&self, key: &mut KeyWriter<'_>) {
+        key.digest_of(&self.0);
+    }
+}
+
+proptest! {
+    #[test]
+    fn digests_of_parts_differ_where_the_parts_do(a in arguments(), b in arguments()) {
+        prop_assert_eq!(a == b, key(&DigestOf(a.clone())) == key(&DigestOf(b)));
+        prop_assert_eq!(key(&DigestOf(a)).len(), prefix().as_str().len() + "/accessor:".len() + 27);
+    }
+}
+
 #[test]
 fn hidden_tells_digested_texts_apart_and_only_those() {
     let text = |text: &str| Digested(text.to_owned());

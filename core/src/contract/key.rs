@@ -44,6 +44,11 @@ const DIGEST: usize = 20;
 /// # Ok::<(), larder_core::Error>(())
 /// ```
 pub trait KeyPart {
+    /// Whether this is text as people choose it: as it is it may be of any length, so that a key template says what
+    /// becomes of it.
+    #[doc(hidden)]
+    const TEXT: bool = false;
+
     /// Writes this value.
     fn write(&self, key: &mut KeyWriter<'_>);
 }
@@ -118,6 +123,23 @@ impl KeyWriter<'_> {
             xxhash_rust::xxh3::xxh3_64_with_seed(value, self.hidden ^ u64::from(self.parts));
     }
 
+    /// A part that is the [`digest`](Self::digest) of what this writes: for a text of any length, or many parts in the
+    /// room of one.
+    ///
+    /// What two values write differs if they do, and so do their digests.
+    pub fn digest_of(&mut self, part: &(impl KeyPart + ?Sized)) {
+        let mut text = SmallVec::new();
+        let mut writer = KeyWriter {
+            text: &mut text,
+            accessor: self.accessor,
+            parts: self.parts,
+            hidden: self.hidden,
+        };
+        part.write(&mut writer);
+        self.hidden = writer.hidden;
+        self.digest(&text);
+    }
+
     /// A part that is one of a few fixed words, such as the variant of an enum, or the absence of an option.
     ///
     /// # Panics
@@ -164,12 +186,16 @@ impl KeyPart for char {
 }
 
 impl KeyPart for str {
+    const TEXT: bool = true;
+
     fn write(&self, key: &mut KeyWriter<'_>) {
         key.text(self);
     }
 }
 
 impl KeyPart for String {
+    const TEXT: bool = true;
+
     fn write(&self, key: &mut KeyWriter<'_>) {
         key.text(self);
     }
@@ -184,6 +210,8 @@ impl KeyPart for uuid::Uuid {
 }
 
 impl<T: KeyPart + ?Sized> KeyPart for &T {
+    const TEXT: bool = T::TEXT;
+
     fn write(&self, key: &mut KeyWriter<'_>) {
         (**self).write(key);
     }
@@ -191,6 +219,8 @@ impl<T: KeyPart + ?Sized> KeyPart for &T {
 
 /// `None` is the word `!`, which no text can be; `Some` is the word `=` and then the value.
 impl<T: KeyPart> KeyPart for Option<T> {
+    const TEXT: bool = T::TEXT;
+
     fn write(&self, key: &mut KeyWriter<'_>) {
         match self {
             None => key.word("!"),
@@ -210,6 +240,8 @@ impl KeyPart for () {
 macro_rules! tuples {
     ($(($($name:ident)+))*) => {$(
         impl<$($name: KeyPart),+> KeyPart for ($($name,)+) {
+            const TEXT: bool = $($name::TEXT)||+;
+
             #[expect(non_snake_case, reason = "the type's name serves as the variable's")]
             fn write(&self, key: &mut KeyWriter<'_>) {
                 let ($($name,)+) = self;

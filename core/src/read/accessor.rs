@@ -15,6 +15,7 @@ use super::flight::Flights;
 use super::{Answer, Dataset, Form, Lifetime, Tier, TierKind};
 use crate::contract::{Error, ErrorKind, Key, Pool, Result};
 use crate::entry::{Dictionary, Marshaller, Rejection, fingerprint};
+use crate::expansion::demand;
 use crate::generation::Listed;
 use crate::stats::{AccessorCounters, AccessorStats};
 use crate::write::{AccessorPlan, FlushOn, OwnKeys};
@@ -238,9 +239,12 @@ pub(crate) enum Opened<V> {
     FromAnotherTime,
 }
 
-/// The shape of what is stored.
-fn shape<D: Dataset>() -> Option<u64> {
-    D::SCHEMA.or_else(fingerprint::<<D::Form as Form<D::Value>>::In>)
+/// The shape of what is stored: as declared, as serde tells, or, of an entity that is stored as it is, as its derive tells.
+fn shape<D: Dataset>(plan: &AccessorPlan) -> Option<u64> {
+    let of_entity = || (D::Form::PLAIN).then(|| plan.shape_of_values())?;
+    D::SCHEMA
+        .or_else(fingerprint::<<D::Form as Form<D::Value>>::In>)
+        .or_else(of_entity)
 }
 
 /// The part of an accessor that needs no types.
@@ -289,7 +293,7 @@ impl<D: Dataset> AnyAccessor for Accessor<D> {
             return None;
         }
         Some(Listed {
-            shape: format!("{:016x}", shape::<D>()?),
+            shape: format!("{:016x}", shape::<D>(&self.plan)?),
             rule: self.plan.rule::<D>(),
             entities: self.plan.entities().map(str::to_owned).collect(),
             flushed: matches!(D::LIFETIME, Lifetime::Ttl(_)),
@@ -305,14 +309,6 @@ impl<D: Dataset> AnyAccessor for Accessor<D> {
     fn count_flushed(&self, confirmed: u64, unconfirmed: u64) {
         self.counters.flushed.add(confirmed);
         self.counters.flush_failures.add(unconfirmed);
-    }
-}
-
-/// An assertion for constants, whose failure the compiler shows where it is demanded, and not somewhere in `core`.
-#[track_caller]
-const fn demand(rule: bool, otherwise: &str) {
-    if !rule {
-        panic!("{}", otherwise);
     }
 }
 
@@ -369,7 +365,7 @@ fn marshaller<D: Dataset>(setting: &Setting<'_>, plan: &AccessorPlan) -> Result<
     if D::MAX_LOADS == 0 {
         return refuse("needs MAX_LOADS of at least 1".into());
     }
-    let Some(shape) = shape::<D>() else {
+    let Some(shape) = shape::<D>(plan) else {
         return refuse(
             "stores a type whose shape can't be derived from serde; give it `const SCHEMA: Option<u64> = Some(1)` and \
              raise the number with every change of the type"

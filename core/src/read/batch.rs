@@ -104,6 +104,15 @@ impl<K: Hash + Eq, V> Batch<K, V> {
             .collect()
     }
 
+    /// The same answers under other keys, such as ids without what they have in common. Two keys must not become one.
+    pub fn map_keys<L: Hash + Eq>(self, key: impl Fn(K) -> L) -> Batch<L, V> {
+        let values = self.values.into_iter();
+        Batch {
+            values: values.map(|(each, value)| (key(each), value)).collect(),
+            asked: self.asked,
+        }
+    }
+
     /// The values of all distinct keys, or the keys that have none.
     pub fn require(self) -> Result<Vec<V>, Missing<K>> {
         if self.values.values().all(Option::is_some) {
@@ -181,6 +190,15 @@ mod tests {
         check(&[7, 9, 7], &[7]);
         check(&[9, 9, 8, 7, 8, 9], &[]);
         check(&[1, 2, 3, 1, 4, 2], &[1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn other_keys_have_the_same_answers() {
+        let batch = batch(&[7, 9, 7], &[7]).map_keys(|key| format!("id {key}"));
+        let answered: Vec<_> = batch.iter().map(|(k, v)| (&**k, v.cloned())).collect();
+        let seven = ("id 7", Some("v7".to_owned()));
+        assert_eq!(answered, [seven.clone(), ("id 9", None), seven]);
+        assert_eq!(batch.get(&"id 7".to_owned()), Some(&"v7".to_owned()));
     }
 
     #[test]

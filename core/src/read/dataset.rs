@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{Source, Tier};
-use crate::contract::KeyPart;
+use crate::contract::{KeyPart, KeyWriter};
 use crate::entry::{Codec, Compression, owned_bytes};
 use crate::write::FlushOn;
 
@@ -69,6 +69,10 @@ pub trait Dataset: Sized + 'static {
     /// behind the same types: older entries then are misses, and two versions of the code don't share any.
     const REVISION: u32 = 0;
 
+    /// Names what [`write_key`](Self::write_key) does: two versions of the code in which it differs share no entries,
+    /// since neither can name the other's keys.
+    const KEY: &'static str = "";
+
     /// Whether entries outlive a deploy: the next version of the code finds them, if type, rule and
     /// [`REVISION`](Self::REVISION) are the same. It needs a source with an outbox, and a `REVISION` of at least 1, since
     /// a loader that means something else behind the same type is only told by that.
@@ -110,6 +114,14 @@ pub trait Dataset: Sized + 'static {
     /// Why a load failed.
     type Error: Error + Send + Sync + From<<Self::Source as Source>::Error> + 'static;
 
+    /// Writes the parts of a key: the key function. Two sets of arguments must write the same only if they are equal.
+    ///
+    /// By default each argument writes itself. Where that isn't enough (a text of any length that is digested, a word
+    /// between two parts) say so here, and name the rule by [`KEY`](Self::KEY).
+    fn write_key(key: &Self::Key, writer: &mut KeyWriter<'_>) {
+        key.write(writer);
+    }
+
     /// Declares what makes entries stale. Data that may change ([`Lifetime::Ttl`]) needs it: without a declaration the
     /// data set is refused.
     fn flush_on(plan: &mut FlushOn<Self>) {
@@ -123,6 +135,15 @@ pub trait Dataset: Sized + 'static {
         conn: &mut <Self::Source as Source>::Conn,
         keys: Vec<Self::Key>,
     ) -> impl Future<Output = Result<Rows<Self>, Self::Error>> + Send;
+}
+
+/// The arguments of a data set, as its key function writes them.
+pub(crate) struct KeyOf<'k, D: Dataset>(pub(crate) &'k D::Key);
+
+impl<D: Dataset> KeyPart for KeyOf<'_, D> {
+    fn write(&self, key: &mut KeyWriter<'_>) {
+        D::write_key(self.0, key);
+    }
 }
 
 /// What the readers of a data set get: its value, or, where it has a tier, `Arc<Value>`.
@@ -191,6 +212,9 @@ pub trait Immutable: Dataset {}
 pub trait Form<V>: 'static {
     #[doc(hidden)]
     const STORED: bool = true;
+    /// Whether what is stored is the value itself.
+    #[doc(hidden)]
+    const PLAIN: bool = false;
 
     /// What is written; it may borrow from the value.
     type Out<'a>: Serialize
@@ -221,6 +245,8 @@ pub trait Form<V>: 'static {
 pub enum Plain {}
 
 impl<V: Serialize + DeserializeOwned + 'static> Form<V> for Plain {
+    const PLAIN: bool = true;
+
     type Out<'a> = &'a V;
     type In = V;
 

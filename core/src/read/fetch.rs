@@ -14,7 +14,7 @@ use super::flight::{Terms, Ticket};
 use super::load::{self, Order};
 use super::memo::{self, Memo};
 use super::{
-    Answer, Batch, Cache, Changing, Dataset, DeployImmutable, DeployTier, Form, Immutable,
+    Answer, Batch, Cache, Changing, Dataset, DeployImmutable, DeployTier, Form, Immutable, KeyOf,
     Lifetime, LoadError, Reader, ReaderOf, Route, Source, Tier,
 };
 use crate::contract::{
@@ -294,16 +294,18 @@ pub async fn prime<D: Immutable>(
         let mut sets = Vec::new();
         let mut entries = BytesMut::new();
         for (key, value) in values.by_ref().take(WINDOW) {
-            let sealed = wire.push(prefix, D::NAME, &key).and_then(|()| {
-                let key = wire.get(wire.len() - 1);
-                accessor.seal(
-                    key,
-                    Some(&D::Tier::hold(value)),
-                    now,
-                    Duration::ZERO,
-                    &mut entries,
-                )
-            });
+            let sealed = wire
+                .push(prefix, D::NAME, &KeyOf::<D>(&key))
+                .and_then(|()| {
+                    let key = wire.get(wire.len() - 1);
+                    accessor.seal(
+                        key,
+                        Some(&D::Tier::hold(value)),
+                        now,
+                        Duration::ZERO,
+                        &mut entries,
+                    )
+                });
             match sealed {
                 Ok(()) => sets.push(Set::new(entries.split().freeze())),
                 Err(error) => {
@@ -603,7 +605,8 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
     /// Makes the wire key of this distinct key; what can't be a key is loaded uncached.
     fn address(&mut self, position: usize) {
         let prefix = self.reading.prefix;
-        match self.wire.push(prefix, D::NAME, self.asked.key(position)) {
+        let arguments = KeyOf::<D>(self.asked.key(position));
+        match self.wire.push(prefix, D::NAME, &arguments) {
             Ok(()) if self.is_held(self.wire.len() - 1) => {
                 self.wire.truncate(self.wire.len() - 1);
                 self.accessor.counters.held.add(1);
@@ -959,7 +962,8 @@ impl<D: Dataset, A: Asked<D>> Drop for Fetch<'_, D, A> {
         for Missed { position, lease } in std::mem::take(&mut self.missed) {
             // The wire keys are gone with the exchange that was left.
             if let Some((_, lease)) = lease.filter(|_| !self.replaces)
-                && let Ok(()) = wire.push(self.reading.prefix, D::NAME, self.asked.key(position))
+                && let arguments = KeyOf::<D>(self.asked.key(position))
+                && let Ok(()) = wire.push(self.reading.prefix, D::NAME, &arguments)
             {
                 leases.push(lease);
             }

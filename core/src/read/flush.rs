@@ -3,7 +3,7 @@
 use std::borrow::Borrow;
 use std::sync::Arc;
 
-use super::{Cache, Changing, Dataset, FlushError, Form, Source, Tier as _, TierKind};
+use super::{Cache, Changing, Dataset, FlushError, Form, KeyOf, Source, Tier as _, TierKind};
 use crate::contract::{Error, ErrorKind, Keys};
 use crate::write::{Flush, Own, Stale, Writes};
 
@@ -36,7 +36,7 @@ impl<S: Source> Cache<S> {
         let mut logical = Keys::with_capacity(keys.len());
         for key in &keys {
             // What can't be a key was never stored.
-            let _ = logical.push_logical(D::NAME, key);
+            let _ = logical.push_logical(D::NAME, &KeyOf::<D>(key));
         }
         let own = self.own::<D>(&logical);
         if !D::Form::STORED {

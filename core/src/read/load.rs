@@ -17,7 +17,8 @@ use tracing::Instrument as _;
 use super::accessor::{Accessor, AnyAccessor};
 use super::flight::{Load, Outcome, Phase};
 use super::{
-    Answer, Cache, Dataset, Lifetime, LoadError, Recall, Rows, Scope, Source, Tier, TierKind, memo,
+    Answer, Cache, Dataset, KeyOf, Lifetime, LoadError, Recall, Rows, Scope, Source, Tier,
+    TierKind, memo,
 };
 use crate::contract::{
     Error, ErrorKind, Fill, FillOutcome, Keys, Lease, Lost, Prefix, Result, Set, Trips,
@@ -297,7 +298,9 @@ impl<D: Dataset> Running<D> {
     /// The wire key, and what the scope has of it; `None` for what can't be a key.
     fn in_scope(&self, scope: &dyn Scope, key: &D::Key) -> Option<(Keys, Recall<Answer<D>>)> {
         let mut wire = Keys::new();
-        wire.push(self.cache.prefix_of::<D>(), D::NAME, key).ok()?;
+        let arguments = KeyOf::<D>(key);
+        wire.push(self.cache.prefix_of::<D>(), D::NAME, &arguments)
+            .ok()?;
         let recalled = memo::recall::<D>(scope, wire.get(0));
         Some((wire, recalled))
     }

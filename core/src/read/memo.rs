@@ -4,7 +4,9 @@ use std::any::TypeId;
 
 use super::accessor::{Accessor, Only};
 use super::fetch::{Asked, Positions, Way};
-use super::{Answer, Cache, Dataset, Kept, Mark, Recall, Scope, SharedValue, Tier, TierKind};
+use super::{
+    Answer, Cache, Dataset, Kept, KeyOf, Mark, Recall, Scope, SharedValue, Tier, TierKind,
+};
 use crate::contract::{Key, Keys};
 use crate::stats::AccessorCounters;
 
@@ -42,7 +44,9 @@ pub(super) fn kept<D: Dataset>(
         Some(only) => Some(only.value.clone()),
         None => {
             let mut wire = Keys::new();
-            wire.push(cache.prefix_of::<D>(), D::NAME, key).ok()?;
+            let arguments = KeyOf::<D>(key);
+            wire.push(cache.prefix_of::<D>(), D::NAME, &arguments)
+                .ok()?;
             match recall::<D>(cache.scope_of(accessor)?, wire.get(0)) {
                 Recall::Kept(value) => value,
                 Recall::Unknown(_) | Recall::Distrusted => return None,
@@ -99,7 +103,7 @@ impl<'f> Memo<'f> {
             let at = open.wire.len();
             if open
                 .wire
-                .push(prefix, D::NAME, asked.key(position))
+                .push(prefix, D::NAME, &KeyOf::<D>(asked.key(position)))
                 .is_err()
             {
                 open.unkeyable.push(position);

@@ -27,6 +27,7 @@ pub(crate) use accessors::Accessors;
 pub use batch::{Batch, Missing};
 pub(crate) use cache::Shared;
 pub use cache::{Cache, CacheBuilder};
+pub(crate) use dataset::KeyOf;
 pub use dataset::{
     Answer, BoxError, Dataset, Form, Immutable, Lifetime, Plain, Rows, Unstored, Weigh,
 };

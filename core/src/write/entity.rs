@@ -70,6 +70,12 @@ pub trait Entity: Sized + Send + Sync + 'static {
 
     /// The fields in which two images of one entity differ.
     fn diff(&self, other: &Self) -> FieldBits;
+
+    /// Stands for the shape of images that are stored as they are, where it can't be derived from serde: a type with a
+    /// validating constructor inside, say. The derive tells it from the fields.
+    fn shape() -> Option<u64> {
+        None
+    }
 }
 
 /// An entity that a transaction can read under a row lock, so that its image before the write is exact.

@@ -20,7 +20,7 @@ use super::change::What;
 use super::stale::{Deferred, Stale};
 use super::{Change, Entity, FieldBits};
 use crate::contract::{Error, ErrorKind, Keys, Result};
-use crate::read::{Accessor, Accessors, AnyAccessor, Setting};
+use crate::read::{Accessor, Accessors, AnyAccessor, KeyOf, Setting};
 use crate::{Dataset, Lifetime, Source};
 
 /// What makes the entries of a data set stale: its part of the flush plans.
@@ -56,6 +56,8 @@ pub(crate) struct AccessorPlan {
     by_hand: bool,
     bases: Vec<&'static str>,
     watches: Vec<AnyWatch>,
+    /// The shape of the values, if they are the entity that is watched.
+    shape_of_values: Option<fn() -> Option<u64>>,
     /// `Arc<dyn AnyQuery<D::Source>>` by name.
     queries: Vec<(&'static str, Arc<dyn Any + Send + Sync>)>,
 }
@@ -115,7 +117,7 @@ impl Touched<'_> {
             accessor.flights.detach(std::slice::from_ref(key));
         }
         // What can't be a key was never stored.
-        let _ = self.keys.push_logical(D::NAME, key);
+        let _ = self.keys.push_logical(D::NAME, &KeyOf::<D>(key));
     }
 }
 
@@ -180,7 +182,7 @@ impl<D: Dataset, Q: FlushQuery<D>> AnyQuery<D::Source> for QueryOf<D, Q> {
             }
             let mut keys = Keys::with_capacity(found.len());
             for key in &found {
-                let _ = keys.push_logical(D::NAME, key);
+                let _ = keys.push_logical(D::NAME, &KeyOf::<D>(key));
             }
             let is_last = found.len() < PAGE;
             let next = found.into_iter().next_back().filter(|_| !is_last);
@@ -198,6 +200,7 @@ impl<D: Dataset> FlushOn<D> {
                 by_hand: false,
                 bases: Vec::new(),
                 watches: Vec::new(),
+                shape_of_values: None,
                 queries: Vec::new(),
             },
             own: Vec::new(),
@@ -343,6 +346,7 @@ impl<D: Dataset> FlushOn<D> {
     /// Where the entity is what the data set loads, its values are filled only under keys that this would flush.
     fn fills_only<T: Entity>(&mut self, has: impl Fn(&T, &D::Key) -> bool + Send + Sync + 'static) {
         if TypeId::of::<T>() == TypeId::of::<D::Value>() {
+            self.plan.shape_of_values = Some(T::shape);
             self.own.push(Box::new(move |value, key| {
                 let value: &dyn Any = value;
                 value
@@ -379,6 +383,11 @@ impl AccessorPlan {
     /// Whether some change of an entity flushes it.
     pub(crate) fn watches_something(&self) -> bool {
         !self.watches.is_empty()
+    }
+
+    /// The shape of values that are an entity, as the entity tells it.
+    pub(crate) fn shape_of_values(&self) -> Option<u64> {
+        self.shape_of_values?()
     }
 
     /// What makes this plan impossible for a data set of this lifetime, which remembers absence or doesn't.
@@ -447,9 +456,10 @@ impl AccessorPlan {
             .collect();
         lines.sort();
         let text = format!(
-            "{}\n{}\n{}\n{}",
+            "{}\n{}{}\n{}\n{}",
             D::NAME,
             type_name::<D::Key>(),
+            D::KEY,
             D::REVISION,
             lines.join("\n")
         );

@@ -1,0 +1,205 @@
+//! What the expansions of the macros call: ordinary code, so that an expansion stays short enough to be read.
+
+use std::borrow::Borrow;
+use std::hash::Hash;
+
+use indexmap::IndexMap;
+pub use linkme;
+
+use crate::contract::{KeyPart, KeyWriter};
+pub use crate::entry::fingerprint;
+pub use crate::write::{LINKED, Linked};
+
+/// An assertion about types, whose failure the compiler shows where it is demanded.
+#[track_caller]
+pub const fn demand(rule: bool, otherwise: &str) {
+    if !rule {
+        panic!("{}", otherwise);
+    }
+}
+
+/// A result, taken apart where only its alias is known.
+pub trait Outcome {
+    /// What it answers.
+    type Value;
+    /// Why it doesn't.
+    type Error;
+}
+
+impl<T, E> Outcome for Result<T, E> {
+    type Value = T;
+    type Error = E;
+}
+
+/// What a declaration of `flush_on` answers: a key, or several.
+pub trait IntoKeys<K> {
+    /// All of them.
+    fn into_keys(self) -> impl Iterator<Item = K>;
+}
+
+impl<K> IntoKeys<K> for K {
+    fn into_keys(self) -> impl Iterator<Item = K> {
+        std::iter::once(self)
+    }
+}
+
+impl<K> IntoKeys<K> for Option<K> {
+    fn into_keys(self) -> impl Iterator<Item = K> {
+        self.into_iter()
+    }
+}
+
+impl<K> IntoKeys<K> for Vec<K> {
+    fn into_keys(self) -> impl Iterator<Item = K> {
+        self.into_iter()
+    }
+}
+
+impl<K, const N: usize> IntoKeys<K> for [K; N] {
+    fn into_keys(self) -> impl Iterator<Item = K> {
+        self.into_iter()
+    }
+}
+
+/// An argument that a loader gets and no key has: it must not shape the value, so that any two are equal.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Skipped<T>(pub T);
+
+impl<T> PartialEq for Skipped<T> {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl<T> Eq for Skipped<T> {}
+
+impl<T> Hash for Skipped<T> {
+    fn hash<H: std::hash::Hasher>(&self, _: &mut H) {}
+}
+
+impl<T> KeyPart for Skipped<T> {
+    fn write(&self, _: &mut KeyWriter<'_>) {}
+}
+
+/// Keys by what they share beside their ids, as a bulk loader is called: once, unless somebody asked for several kinds at
+/// once.
+pub fn groups<K, G: Eq + Hash, Id>(
+    keys: Vec<K>,
+    split: impl Fn(K) -> (G, Id),
+) -> impl Iterator<Item = (G, Vec<Id>)> {
+    let mut groups: IndexMap<G, Vec<Id>, foldhash::fast::RandomState> = IndexMap::default();
+    let room = keys.len();
+    for key in keys {
+        let (group, id) = split(key);
+        let ids = groups.entry(group);
+        ids.or_insert_with(|| Vec::with_capacity(room)).push(id);
+    }
+    groups.into_iter()
+}
+
+/// An id as a bulk read is given it: by itself or borrowed.
+pub fn id<Id: Clone>(id: impl Borrow<Id>) -> Id {
+    id.borrow().clone()
+}
+
+/// Asks for the shape of a field's type, by `(&Probe::<T>(PhantomData)).shape()`: where it can't be deserialized at all,
+/// it isn't stored, and has the shape of nothing.
+///
+/// The method of `Probe` is found before that of `&Probe`, so that the compiler chooses by what the type can do.
+#[derive(Debug)]
+pub struct Probe<T>(pub std::marker::PhantomData<T>);
+
+/// The shape of what can be deserialized.
+pub trait Shaped {
+    /// It; `None` if it can't be derived.
+    fn shape(&self) -> Option<u64>;
+}
+
+impl<T: serde::de::DeserializeOwned> Shaped for Probe<T> {
+    fn shape(&self) -> Option<u64> {
+        fingerprint::<T>()
+    }
+}
+
+/// The shape of what can't.
+pub trait Unshaped {
+    /// One for all.
+    fn shape(&self) -> Option<u64>;
+}
+
+impl<T> Unshaped for &Probe<T> {
+    fn shape(&self) -> Option<u64> {
+        Some(0)
+    }
+}
+
+/// The shape of an entity, of the text of its declaration and the shapes of its fields; `None` if one of them has none.
+pub fn shape(declaration: &str, fields: &[Option<u64>]) -> Option<u64> {
+    let seed = xxhash_rust::xxh3::xxh3_64(declaration.as_bytes());
+    fields.iter().try_fold(seed, |seed, field| {
+        Some(xxhash_rust::xxh3::xxh3_64_with_seed(
+            &(*field)?.to_le_bytes(),
+            seed,
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_grouped_in_the_order_of_asking() {
+        let keys = vec![(7, 'a'), (8, 'b'), (7, 'c')];
+        let groups: Vec<_> = groups(keys, |(realm, id)| (realm, id)).collect();
+        assert_eq!(groups, [(7, vec!['a', 'c']), (8, vec!['b'])]);
+    }
+
+    #[test]
+    fn one_key_or_several_are_keys() {
+        fn keys(of: impl IntoKeys<u8>) -> Vec<u8> {
+            of.into_keys().collect()
+        }
+        assert_eq!(keys(7), [7]);
+        assert_eq!(keys([7, 8]), [7, 8]);
+        assert_eq!(keys(vec![7, 8]), [7, 8]);
+        assert!(keys(None).is_empty());
+    }
+
+    #[test]
+    fn skipped_arguments_are_equal_and_write_nothing() {
+        assert_eq!(Skipped(1), Skipped(2));
+        let mut keys = crate::Keys::new();
+        keys.push_raw("v/a:7").unwrap();
+        let prefix = crate::Prefix::new("v").unwrap();
+        keys.push(prefix, "a", &(7, Skipped("x"))).unwrap();
+        assert_eq!(keys.get(0).as_str(), keys.get(1).as_str());
+    }
+
+    #[test]
+    #[expect(
+        clippy::needless_borrow,
+        reason = "the borrow is what makes the compiler choose"
+    )]
+    fn the_shape_of_an_entity_is_that_of_its_fields() {
+        struct Opaque;
+        #[derive(serde::Deserialize)]
+        #[serde(untagged)]
+        #[expect(dead_code, reason = "only its shape is asked for")]
+        enum Untagged {
+            Number(u8),
+        }
+        let number = (&Probe::<u8>(std::marker::PhantomData)).shape();
+        let text = (&Probe::<String>(std::marker::PhantomData)).shape();
+        assert_ne!(number, text);
+        assert!(number.is_some() && text.is_some());
+        assert_eq!(
+            (&Probe::<Opaque>(std::marker::PhantomData)).shape(),
+            Some(0)
+        );
+        assert_eq!((&Probe::<Untagged>(std::marker::PhantomData)).shape(), None);
+        assert_ne!(shape("a", &[number]), shape("a", &[text]));
+        assert_ne!(shape("a", &[number]), shape("b", &[number]));
+        assert_eq!(shape("a", &[number, None]), None);
+    }
+}
