@@ -8,19 +8,23 @@ pub use larder_backends::{BulkForm, Hashing, Memcached, MemcachedConfig};
 pub use larder_backends::{Memory, MemoryConfig};
 #[cfg(feature = "conformance")]
 pub use larder_core::conformance;
+#[doc(hidden)]
+pub use larder_core::private;
 pub use larder_core::{
     AccessorStats, Answer, Backend, BackendExt, BackendStats, Backlog, Batch, Before, BoxError,
     Cache, CacheBuilder, CacheStats, CallStats, Change, Changing, Codec, CommitError,
     CommitFailure, Committed, Compression, Config, Dataset, Decide, DeployImmutable, DeployTier,
     Dictionary, Direct, Edit, Entity, Error, ErrorKind, FieldBits, FieldSet, Flush, FlushError,
-    FlushOn, FlushQuery, Form, Generation, Immutable, KeyPart, KeyWriter, Keys, Latency, Lifetime,
-    LiveGeneration, LoadError, LockRow, Missing, NoTier, Observed, Outbox, Pending, Plain, Plan,
-    Pool, Prefix, Purge, Reach, Reader, ReaderOf, Register, Registered, RequestTier, Result, Route,
-    Row, RowId, Rows, Rt, Savepoint, ScopedReader, ServerCheck, ServerStats, Source, Tally, Tier,
-    TierStats, TiersStats, TransactionError, Transactional, Tx, Uncached, Unstored, Weigh,
-    WriteStats, contract, dataset, entry, get, get_many, link, plan, prime, refresh, uncached,
-    warm,
+    FlushOn, FlushQuery, Form, Generation, HasCache, Immutable, KeyPart, KeyWriter, Keys, Latency,
+    Lifetime, LiveGeneration, LoadError, LockRow, Missing, NoTier, Observed, Outbox, Pending,
+    Plain, Plan, Pool, Prefix, Purge, Reach, Reader, ReaderOf, Register, Registered, RequestTier,
+    Result, Route, Row, RowId, Rows, Rt, Savepoint, ScopedReader, ServerCheck, ServerStats, Source,
+    Tally, Tier, TierStats, TiersStats, TransactionError, Transactional, Tx, Uncached, Unstored,
+    Weigh, WriteStats, contract, dataset, entry, get, get_many, link, plan, prime, refresh,
+    uncached, warm,
 };
+#[cfg(feature = "macros")]
+pub use larder_macros::{Entity, KeyPart, Reader, cached};
 #[cfg(feature = "axum")]
 pub use larder_tiers::NoRequest;
 #[cfg(feature = "tiers")]

@@ -5,9 +5,12 @@ use std::hash::Hash;
 
 use indexmap::IndexMap;
 pub use linkme;
+pub use std::marker::PhantomData;
 
-use crate::contract::{KeyPart, KeyWriter};
+use crate::contract::{KeyPart, KeyWriter, Keys, Result};
 pub use crate::entry::fingerprint;
+use crate::read::{Dataset, KeyOf};
+use crate::write::Entity;
 pub use crate::write::{LINKED, Linked};
 
 /// An assertion about types, whose failure the compiler shows where it is demanded.
@@ -34,31 +37,65 @@ impl<T, E> Outcome for Result<T, E> {
 /// What a declaration of `flush_on` answers: a key, or several.
 pub trait IntoKeys<K> {
     /// All of them.
-    fn into_keys(self) -> impl Iterator<Item = K>;
+    type Keys: Iterator<Item = K>;
+
+    /// All of them.
+    fn into_keys(self) -> Self::Keys;
 }
 
 impl<K> IntoKeys<K> for K {
-    fn into_keys(self) -> impl Iterator<Item = K> {
+    type Keys = std::iter::Once<K>;
+
+    fn into_keys(self) -> Self::Keys {
         std::iter::once(self)
     }
 }
 
 impl<K> IntoKeys<K> for Option<K> {
-    fn into_keys(self) -> impl Iterator<Item = K> {
+    type Keys = std::option::IntoIter<K>;
+
+    fn into_keys(self) -> Self::Keys {
         self.into_iter()
     }
 }
 
 impl<K> IntoKeys<K> for Vec<K> {
-    fn into_keys(self) -> impl Iterator<Item = K> {
+    type Keys = std::vec::IntoIter<K>;
+
+    fn into_keys(self) -> Self::Keys {
         self.into_iter()
     }
 }
 
 impl<K, const N: usize> IntoKeys<K> for [K; N] {
-    fn into_keys(self) -> impl Iterator<Item = K> {
+    type Keys = std::array::IntoIter<K, N>;
+
+    fn into_keys(self) -> Self::Keys {
         self.into_iter()
     }
+}
+
+/// The keys of an image, as [`FlushOn::entity`](crate::FlushOn::entity) takes them, where a closure answers one or several.
+pub fn keys_of<T: 'static, K: 'static, A: IntoKeys<K> + 'static>(
+    of: impl Fn(&T) -> A + Clone + Send + Sync + 'static,
+) -> impl Fn(&T) -> A::Keys + Clone + Send + Sync + 'static {
+    move |image| of(image).into_keys()
+}
+
+/// The same where keys have arguments that no image tells: `whole` adds them.
+pub fn keys_of_rest<T: 'static, R: 'static, K: 'static, A: IntoKeys<R> + 'static>(
+    of: impl Fn(&T) -> A + Clone + Send + Sync + 'static,
+    whole: fn(R) -> K,
+) -> impl Fn(&T) -> Vec<K> + Clone + Send + Sync + 'static {
+    move |image| of(image).into_keys().map(whole).collect()
+}
+
+/// The key of an id, where keys have arguments that no id tells.
+pub fn key_of_rest<T: Entity, R: 'static, K: 'static>(
+    of: impl Fn(&T::Id) -> R + Clone + Send + Sync + 'static,
+    whole: fn(R) -> K,
+) -> impl Fn(&T::Id) -> K + Clone + Send + Sync + 'static {
+    move |id| whole(of(id))
 }
 
 /// An argument that a loader gets and no key has: it must not shape the value, so that any two are equal.
@@ -97,9 +134,34 @@ pub fn groups<K, G: Eq + Hash, Id>(
     groups.into_iter()
 }
 
-/// An id as a bulk read is given it: by itself or borrowed.
+/// An id as a read is given it: by itself or borrowed.
 pub fn id<Id: Clone>(id: impl Borrow<Id>) -> Id {
     id.borrow().clone()
+}
+
+/// The keys of these ids, with what they share.
+pub fn keys<Id: Clone, K>(
+    ids: impl IntoIterator<Item = impl Borrow<Id>>,
+    key: impl Fn(Id) -> K,
+) -> Vec<K> {
+    ids.into_iter().map(|id| key(id.borrow().clone())).collect()
+}
+
+/// Values with the ids that are in them.
+pub fn by<V, Id>(values: Vec<V>, id: impl Fn(&V) -> Id) -> impl Iterator<Item = (Id, V)> {
+    values.into_iter().map(move |value| (id(&value), value))
+}
+
+/// The value of a data set whose loader has one for every key.
+pub fn always<V>(value: Option<V>) -> V {
+    value.expect("its loader answers every key, and no absence is remembered")
+}
+
+/// A key as the data set sees it, `name:part:part`: for tests.
+pub fn key_text<D: Dataset>(key: &D::Key) -> Result<String> {
+    let mut keys = Keys::new();
+    keys.push_logical(D::NAME, &KeyOf::<D>(key))?;
+    Ok(keys.get(0).as_str().to_owned())
 }
 
 /// Asks for the shape of a field's type, by `(&Probe::<T>(PhantomData)).shape()`: where it can't be deserialized at all,

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use larder_core::{Cache, Reader, Route, ScopedReader, Source, Tally};
+use larder_core::{Cache, HasCache, Reader, Route, ScopedReader, Source, Tally};
 
 /// A reader for one request, or for one job: what it reads of data sets of the request tier is kept until it ends.
 ///
@@ -101,3 +101,9 @@ impl<'a, S: Source> Reader<'a, S> for &'a Request<S> {
 }
 
 impl<'a, S: Source> ScopedReader<'a, S> for &'a Request<S> {}
+
+impl<S: Source> HasCache<S> for Request<S> {
+    fn cache(&self) -> &Cache<S> {
+        &self.cache
+    }
+}

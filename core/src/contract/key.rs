@@ -43,6 +43,12 @@ const DIGEST: usize = 20;
 /// assert_eq!(keys.get(1).as_str(), "git-3f2a91c/stream:7:a%3Ab%20c");
 /// # Ok::<(), larder_core::Error>(())
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` can't be part of a key",
+    note = "for a type of your own write `#[derive(larder::KeyPart)]`; a part is an integer, a `bool`, a `char`, a text, a \
+            `Uuid` (feature `uuid`), an enum without data, or made of such parts",
+    note = "it isn't `Display`, because what reads well may be the same for two values"
+)]
 pub trait KeyPart {
     /// Whether this is text as people choose it: as it is it may be of any length, so that a key template says what
     /// becomes of it.
@@ -251,7 +257,7 @@ macro_rules! tuples {
     )*};
 }
 
-tuples!((A)(A B)(A B C)(A B C D)(A B C D E)(A B C D E F));
+tuples!((A)(A B)(A B C)(A B C D)(A B C D E)(A B C D E F)(A B C D E F G)(A B C D E F G H));
 
 /// Text kept without a heap allocation: one key of usual length.
 const INLINE_TEXT: usize = 96;

@@ -33,7 +33,7 @@ pub use dataset::{
 };
 pub use error::{FlushError, LoadError};
 pub use fetch::{get, get_many, prime, refresh, uncached, warm};
-pub use reader::{Direct, Reader, ReaderOf, Route, ScopedReader};
+pub use reader::{Direct, HasCache, Reader, ReaderOf, Route, ScopedReader};
 pub use scope::{Kept, Mark, Recall, Scope, Scopes, SharedValue, TierStats, TiersStats};
 pub use source::Source;
 pub use tier::{Changing, DeployImmutable, DeployTier, NoTier, RequestTier, Tier, TierKind};

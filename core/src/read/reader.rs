@@ -95,6 +95,40 @@ impl<'a, S: Source> Reader<'a, S> for &'a Cache<S> {
     }
 }
 
+/// Who holds a cache, and so can flush by hand: the cache itself, a request, the application's own state.
+///
+/// What a request holds is the cache as the request reads through it, so that a flush is seen by the request at once.
+/// `#[derive(Reader)]` implements it beside [`Reader`].
+///
+/// ```
+/// # use larder_core::{Cache, HasCache, Source};
+/// struct App<S: Source> {
+///     cache: Cache<S>,
+///     // …
+/// }
+///
+/// impl<S: Source> HasCache<S> for App<S> {
+///     fn cache(&self) -> &Cache<S> {
+///         &self.cache
+///     }
+/// }
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` holds no cache of `{S}`",
+    note = "`flush`, `warm` and `prime` take `&cache`, `&request`, or a type of the application's own that derives `Reader`",
+    note = "a transaction flushes what it is told: `tx.changed(Change::update(&before, &after))`"
+)]
+pub trait HasCache<S: Source>: Sync {
+    /// The cache.
+    fn cache(&self) -> &Cache<S>;
+}
+
+impl<S: Source> HasCache<S> for Cache<S> {
+    fn cache(&self) -> &Self {
+        self
+    }
+}
+
 /// Reads on this connection, past the cache: inside a transaction, where one's own writes must be seen and what they
 /// show must not be filled.
 #[derive(Debug)]
