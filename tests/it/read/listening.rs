@@ -6,11 +6,13 @@ use larder_core::{AnyKey, Cache, Event, Listener, Prefix, Seen, get, get_many, u
 
 use super::shelf::{Fact, Row, Shelf, clock, memory};
 
+type RowKey = Box<dyn AnyKey<Shelf>>;
+
 #[derive(Debug, Default)]
 struct Ear {
     heard: Mutex<Vec<String>>,
-    keys: Mutex<Vec<Box<dyn AnyKey<Shelf>>>>,
-    hits: Mutex<Vec<(Box<dyn AnyKey<Shelf>>, Seen)>>,
+    keys: Mutex<Vec<RowKey>>,
+    hits: Mutex<Vec<(RowKey, Seen)>>,
 }
 
 impl Listener<Shelf> for Ear {
