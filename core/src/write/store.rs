@@ -159,8 +159,9 @@ pub trait Register: fmt::Debug + Send + Sync + 'static {
     /// Changes it: alone, so that nobody else changes it between what `decide` is shown and what it answers. An error
     /// of `decide` changes nothing.
     ///
-    /// A generation that a transaction under way has put an outbox row under isn't waited for: instead of being deleted it
-    /// is ended, so that it is listed with nothing left and can't be renewed.
+    /// A generation that a transaction under way has put an outbox row under isn't waited for, and one that very many rows
+    /// refer to needn't be deleted at once: instead it is ended, so that it is listed with nothing left and can't be
+    /// renewed. Who finds it so asks for its deletion again.
     async fn edit(&self, decide: Decide<'_>) -> Result<()>;
 
     /// Puts the end of this registration off to `ttl` from now, unless somebody did within the last `unless`; `false` if

@@ -20,6 +20,10 @@ use crate::trouble::failed;
 const EDIT_LIMITS: &str =
     "SET LOCAL idle_in_transaction_session_timeout = '5s'; SET LOCAL lock_timeout = '10s'";
 
+/// So many rows of the outbox are changed by one edit: after an hour without a cache server there may be millions, and
+/// everybody who registers waits for an edit.
+const CLEARED: usize = 10_000;
+
 /// The outbox and the register in a database of PostgreSQL.
 ///
 /// [`Postgres`](super::Postgres) has one. By itself it is for a connection type that isn't sqlx's: implement
@@ -292,10 +296,11 @@ async fn apply(conn: &mut PgConnection, edit: Edit) -> Result<Result<()>, sqlx::
                     .bind(&id)
                     .fetch_optional(&mut *conn)
                     .await?;
-            match is_free {
-                Some(_) => delete(conn, &id).await?,
-                // Writers go on flushing it, and nobody reads by it any more.
-                None => end(conn, &id).await?,
+            let is_cleared = is_free.is_some() && clear(conn, &id).await?;
+            match is_cleared {
+                true => delete(conn, id).await?,
+                // Writers go on flushing it, and nobody reads by it any more. It is deleted by a later edit.
+                false => end(conn, id).await?,
             }
         }
         Edit::Purge { accessor, epoch } => {
@@ -314,15 +319,22 @@ async fn apply(conn: &mut PgConnection, edit: Edit) -> Result<Result<()>, sqlx::
     Ok(Ok(()))
 }
 
-async fn delete(conn: &mut PgConnection, id: &str) -> Result<(), sqlx::Error> {
-    // The foreign key would do it as well, but in any order, and so wait crosswise with whoever deletes rows.
-    sqlx::query(
+/// Has rows of the outbox no longer refer to this generation; `false` if more do than one edit may take time for.
+async fn clear(conn: &mut PgConnection, id: &str) -> Result<bool, sqlx::Error> {
+    // The foreign key would do it as well, but all at once and in any order, and so wait crosswise with whoever deletes
+    // rows.
+    let cleared = sqlx::query(
         "UPDATE larder_outbox SET generation = NULL WHERE id IN ( \
-             SELECT id FROM larder_outbox WHERE generation = $1 ORDER BY id FOR UPDATE)",
+             SELECT id FROM larder_outbox WHERE generation = $1 ORDER BY id LIMIT $2 FOR UPDATE)",
     )
     .bind(id)
-    .execute(&mut *conn)
+    .bind(read::count(CLEARED))
+    .execute(conn)
     .await?;
+    Ok(cleared.rows_affected() < CLEARED as u64)
+}
+
+async fn delete(conn: &mut PgConnection, id: String) -> Result<(), sqlx::Error> {
     sqlx::query("DELETE FROM larder_generation WHERE id = $1")
         .bind(id)
         .execute(conn)
@@ -331,7 +343,7 @@ async fn delete(conn: &mut PgConnection, id: &str) -> Result<(), sqlx::Error> {
 }
 
 /// Ends a registration for good: that time can't come by itself, and isn't renewed.
-async fn end(conn: &mut PgConnection, id: &str) -> Result<(), sqlx::Error> {
+async fn end(conn: &mut PgConnection, id: String) -> Result<(), sqlx::Error> {
     sqlx::query("UPDATE larder_generation SET expires_at = 'epoch' WHERE id = $1")
         .bind(id)
         .execute(conn)

@@ -242,6 +242,28 @@ async fn stopped_writer_keeps_its_generation_ended_and_nobody_waiting() {
 }
 
 #[tokio::test]
+async fn generation_of_very_many_rows_is_ended_and_deleted_bit_by_bit() {
+    let database = OnPostgres::start().await;
+    let source = database.source().await;
+    let outbox = PgOutbox::new(database.pool.clone());
+    edit(&outbox, &[mint("live")]).await;
+    let mut tx = source.begin().await.unwrap();
+    let rows = vec!["{}".to_owned(); 10_001];
+    outbox.push(&mut tx, "live", &rows, LONG).await.unwrap();
+    Postgres::commit(tx).await.unwrap();
+
+    edit(&outbox, &[delete("live")]).await;
+    let registered = outbox.read().await.unwrap();
+    assert_eq!(registered.generations.len(), 1, "it would take too long");
+    assert!(registered.generations[0].left.is_zero());
+    assert!(!outbox.renew("live", LONG, Duration::ZERO).await.unwrap());
+
+    edit(&outbox, &[delete("live")]).await;
+    assert!(outbox.read().await.unwrap().generations.is_empty());
+    assert_eq!(outbox.backlog().await.unwrap().rows, 10_001);
+}
+
+#[tokio::test]
 async fn generation_deleted_by_hand_waits_for_its_writers() {
     let database = OnPostgres::start().await;
     let source = database.source().await;
