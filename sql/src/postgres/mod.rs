@@ -227,18 +227,81 @@ impl Codes for Codebook {
                 "a statement before it failed, so that nothing of the transaction can be committed; roll back",
             ),
             "25P03" => (ErrorKind::Unavailable, "it is tried again"),
-            code if ["08", "40", "53", "55", "57"].contains(&&code[..2]) => {
-                (ErrorKind::Unavailable, "it is tried again")
-            }
-            _ => return None,
+            _ => match code.get(..2) {
+                Some("08" | "40" | "53" | "55" | "57") => {
+                    (ErrorKind::Unavailable, "it is tried again")
+                }
+                _ => return None,
+            },
         })
     }
 
     fn is_refusal(error: &dyn sqlx::error::DatabaseError) -> bool {
-        let error: &PgDatabaseError = error.downcast_ref();
+        let Some(error) = error.try_downcast_ref::<PgDatabaseError>() else {
+            return false;
+        };
         // 08: the connection; 40003: of a pooler that doesn't know either; 57P: the server is going down.
         let is_error = matches!(error.severity(), PgSeverity::Error);
         let code = error.code();
         is_error && !code.starts_with("08") && !code.starts_with("57P") && code != "40003"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+    use std::fmt;
+
+    use sqlx::error::{DatabaseError, ErrorKind};
+
+    use super::*;
+
+    /// What is said by something between here and PostgreSQL, or by another database.
+    #[derive(Debug)]
+    struct Strange(&'static str);
+
+    impl fmt::Display for Strange {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("strange")
+        }
+    }
+
+    impl std::error::Error for Strange {}
+
+    impl DatabaseError for Strange {
+        fn message(&self) -> &str {
+            "strange"
+        }
+
+        fn code(&self) -> Option<Cow<'_, str>> {
+            Some(self.0.into())
+        }
+
+        fn as_error(&self) -> &(dyn std::error::Error + Send + Sync + 'static) {
+            self
+        }
+
+        fn as_error_mut(&mut self) -> &mut (dyn std::error::Error + Send + Sync + 'static) {
+            self
+        }
+
+        fn into_error(self: Box<Self>) -> Box<dyn std::error::Error + Send + Sync + 'static> {
+            self
+        }
+
+        fn kind(&self) -> ErrorKind {
+            ErrorKind::Other
+        }
+    }
+
+    #[test]
+    fn strange_answers_are_errors_that_say_nothing_of_a_commit() {
+        for code in ["", "5", "\u{20ac}", "23505"] {
+            let error = || sqlx::Error::Database(Box::new(Strange(code)));
+            let failed = trouble::failed::<Codebook>("asking", error());
+            assert_eq!(failed.kind(), larder_core::ErrorKind::Protocol, "{code}");
+            let failure = commit_failure(error());
+            assert!(matches!(failure, CommitFailure::Unknown(_)), "{code}");
+        }
     }
 }
