@@ -104,7 +104,7 @@ pub trait Outbox<C: ?Sized>: Register {
     /// Deletes rows older than this; answers how many.
     async fn drop_older(&self, age: Duration) -> Result<u64>;
 
-    /// How many rows there are, and how old the oldest is.
+    /// How many rows there are, counted up to 100,000, and how old the oldest is: every process asks from time to time.
     async fn backlog(&self) -> Result<Backlog>;
 }
 
@@ -142,7 +142,7 @@ pub struct Row {
 /// What waits in the outbox.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Backlog {
-    /// How many rows.
+    /// How many rows; of more than 100,000, so many.
     pub rows: u64,
     /// How old the oldest is.
     pub oldest: Option<Duration>,

@@ -197,8 +197,11 @@ impl Outbox<PgConnection> for PgOutbox {
 
     async fn backlog(&self) -> Result<Backlog> {
         let (rows, oldest): (i64, Option<f64>) = sqlx::query_as(
-            "SELECT count(*), extract(epoch FROM statement_timestamp() - min(created_at))::float8 FROM larder_outbox",
+            "SELECT (SELECT count(*) FROM (SELECT FROM larder_outbox LIMIT $1) AS row), \
+                 (SELECT extract(epoch FROM statement_timestamp() - created_at)::float8 \
+                  FROM larder_outbox ORDER BY id LIMIT 1)",
         )
+        .bind(read::COUNTED)
         .fetch_one(&self.pool)
         .await
         .map_err(|error| failed::<Codebook>("counting larder's outbox", error))?;

@@ -221,8 +221,11 @@ impl Outbox<SqliteConnection> for SqliteOutbox {
 
     async fn backlog(&self) -> Result<Backlog> {
         let (rows, oldest): (i64, Option<i64>) = sqlx::query_as(
-            "SELECT count(*), CAST(unixepoch('subsec') * 1000 AS INTEGER) - min(created_at) FROM larder_outbox",
+            "SELECT (SELECT count(*) FROM (SELECT 1 FROM larder_outbox LIMIT ?1)), \
+                 (SELECT CAST(unixepoch('subsec') * 1000 AS INTEGER) - created_at \
+                  FROM larder_outbox ORDER BY id LIMIT 1)",
         )
+        .bind(read::COUNTED)
         .fetch_one(&self.readers)
         .await
         .map_err(|error| failed::<Codebook>("counting larder's outbox", error))?;

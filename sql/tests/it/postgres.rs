@@ -264,6 +264,20 @@ async fn generation_of_very_many_rows_is_ended_and_deleted_bit_by_bit() {
 }
 
 #[tokio::test]
+async fn very_many_rows_are_counted_in_part() {
+    let database = OnPostgres::start().await;
+    let outbox = PgOutbox::new(database.pool.clone());
+    let rows = "INSERT INTO larder_outbox (created_at, next_at, text) \
+        SELECT statement_timestamp() - make_interval(mins => 9), statement_timestamp(), '{}' \
+        FROM generate_series(1, 100010)";
+    run(&mut database.pool.acquire().await.unwrap(), rows).await;
+    let backlog = outbox.backlog().await.unwrap();
+    assert_eq!(backlog.rows, 100_000);
+    let age = backlog.oldest.unwrap().as_secs();
+    assert!((540..600).contains(&age), "{age}");
+}
+
+#[tokio::test]
 async fn generation_deleted_by_hand_waits_for_its_writers() {
     let database = OnPostgres::start().await;
     let source = database.source().await;
