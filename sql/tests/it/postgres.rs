@@ -441,6 +441,31 @@ async fn missing_tables_and_privileges_are_said_with_what_to_do() {
     assert!(error.to_string().contains("docs/databases.md"), "{error}");
 }
 
+#[tokio::test]
+async fn emptied_tables_are_used_again() {
+    let database = OnPostgres::start().await;
+    let source = database.source().await;
+    let outbox = PgOutbox::new(database.pool.clone());
+    edit(&outbox, &[mint("live")]).await;
+    let mut conn = database.pool.acquire().await.unwrap();
+    run(
+        &mut conn,
+        "TRUNCATE larder_generation, larder_outbox, larder_relay, larder_purge, larder_schema",
+    )
+    .await;
+    edit(&outbox, &[mint("live")]).await;
+    let mut tx = source.begin().await.unwrap();
+    let rows = ["{}".to_owned()];
+    let pushed = outbox.push(&mut tx, "live", &rows, Duration::ZERO).await;
+    pushed.unwrap();
+    Postgres::commit(tx).await.unwrap();
+    assert_eq!(outbox.claim(1, LONG, LONG).await.unwrap().len(), 1);
+    // Which version they have, nobody knows any more.
+    let error = postgres::migrate(&database.pool).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+    assert!(error.to_string().contains("make them again"), "{error}");
+}
+
 /// A pool of a new role, which may do nothing yet.
 async fn role(database: &OnPostgres, name: &str) -> PgPool {
     // Roles are the server's, so their names are made different by the database's.
