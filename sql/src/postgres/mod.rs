@@ -137,7 +137,8 @@ impl DerefMut for Tx {
 /// [`is_primary`] in it.
 ///
 /// Once is enough: a standby can become the primary under its connections, but a primary becomes a standby only by a
-/// restart, which closes them.
+/// restart, which closes them. Behind a pooler that isn't so, since it keeps them open and connects anew: it has to lead to
+/// primaries only.
 pub fn only_primaries(options: PgPoolOptions) -> PgPoolOptions {
     options.after_connect(|conn, _| {
         Box::pin(async move {
