@@ -9,7 +9,7 @@ use std::sync::Arc;
 use larder_core::{CommitFailure, ErrorKind, Outbox, Savepoint, Source, Transactional};
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnection, PgDatabaseError, PgPool, PgPoolOptions, PgSeverity};
-use sqlx::{AssertSqlSafe, Transaction};
+use sqlx::{AssertSqlSafe, SqlStr, Transaction};
 
 pub use outbox::PgOutbox;
 pub use schema::{MIGRATIONS, migrate};
@@ -87,7 +87,7 @@ impl Transactional for Postgres {
     type Tx = Tx;
 
     async fn begin(&self) -> Result<Tx, sqlx::Error> {
-        self.pool.begin().await.map(Tx)
+        begin(&self.pool, None).await.map(Tx)
     }
 
     /// Where a statement has failed before and the error was passed over, PostgreSQL rolls back and sqlx doesn't say so.
@@ -129,6 +129,25 @@ impl DerefMut for Tx {
     fn deref_mut(&mut self) -> &mut PgConnection {
         &mut self.0
     }
+}
+
+/// Begins a transaction, by this statement if there is one. Whoever waits for it may leave.
+///
+/// sqlx forgets that it has said BEGIN if it is dropped before the answer, and gives the connection back to the pool:
+/// what comes next on it is in a transaction that nobody ends.
+async fn begin(
+    pool: &PgPool,
+    statement: Option<&'static str>,
+) -> Result<Transaction<'static, sqlx::Postgres>, sqlx::Error> {
+    let conn = pool.acquire().await?;
+    // A task comes to its end, and what it has begun is rolled back if nobody waits for it any more.
+    let begun = tokio::spawn(Transaction::begin(conn, statement.map(SqlStr::from_static)));
+    begun
+        .await
+        .unwrap_or_else(|error| match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Err(sqlx::Error::WorkerCrashed),
+        })
 }
 
 /// Lets a pool refuse standbys: each new connection is asked once whether its server is one.

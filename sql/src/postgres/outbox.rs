@@ -11,8 +11,8 @@ use larder_core::{
 };
 use sqlx::postgres::{PgConnection, PgPool};
 
-use super::Codebook;
 use super::schema::LOCK;
+use super::{Codebook, begin};
 use crate::read::{self, ListedGeneration, ListedPurge};
 use crate::trouble::failed;
 
@@ -47,10 +47,7 @@ impl PgOutbox {
     /// What [`Register::edit`] does, once; `Ok(Err)` is an error of the decision.
     async fn try_edit(&self, decide: Decide<'_>) -> Result<Result<()>, sqlx::Error> {
         // Read committed, so that what is read under the lock is what its last holder has left.
-        let mut tx = self
-            .pool
-            .begin_with("BEGIN ISOLATION LEVEL READ COMMITTED")
-            .await?;
+        let mut tx = begin(&self.pool, Some("BEGIN ISOLATION LEVEL READ COMMITTED")).await?;
         sqlx::raw_sql(EDIT_LIMITS).execute(&mut *tx).await?;
         sqlx::query("SELECT pg_advisory_xact_lock($1)")
             .bind(LOCK)

@@ -195,6 +195,43 @@ async fn commit_whose_answer_is_lost_is_unknown_and_there() {
     assert_eq!(database.written().await, 1);
 }
 
+/// As by a client that hangs up.
+#[tokio::test]
+async fn begin_that_was_dropped_leaves_no_transaction_to_whoever_comes_next() {
+    let database = OnPostgres::start().await;
+    let proxy = Proxy::start(&database.server.address()).await.unwrap();
+    let url = database
+        .url
+        .replace(&database.server.address(), &proxy.address());
+    // What is held is the answer to BEGIN, and not that to a test before it.
+    let options = PgPoolOptions::new().test_before_acquire(false);
+    let pool = options.max_connections(1).connect(&url).await.unwrap();
+    let source = Postgres::new(pool);
+    let ask = "SELECT pg_current_xact_id()::text";
+    let transaction = || sqlx::query_scalar::<_, String>(ask).fetch_one(source.pool());
+    transaction().await.unwrap();
+    for _ in 0..2 {
+        // Connections are tested as they are given back.
+        while source.pool().num_idle() == 0 {
+            tokio::task::yield_now().await;
+        }
+        proxy.hold_replies();
+        let begin = tokio::spawn({
+            let source = source.clone();
+            async move { source.begin().await.map(drop) }
+        });
+        proxy.held_reply().await;
+        begin.abort();
+        assert!(begin.await.unwrap_err().is_cancelled());
+        proxy.release_replies();
+        let (one, two) = (transaction().await.unwrap(), transaction().await.unwrap());
+        assert_ne!(
+            one, two,
+            "both statements are in the transaction that was begun"
+        );
+    }
+}
+
 #[tokio::test]
 async fn error_that_was_passed_over_refuses_the_commit() {
     let database = OnPostgres::start().await;
