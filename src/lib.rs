@@ -11,17 +11,18 @@ pub use larder_core::conformance;
 #[doc(hidden)]
 pub use larder_core::private;
 pub use larder_core::{
-    AccessorStats, Answer, Backend, BackendExt, BackendStats, Backlog, Batch, Before, BoxError,
-    Cache, CacheBuilder, CacheStats, CallStats, Change, Changing, Codec, CommitError,
-    CommitFailure, Committed, Compression, Config, Dataset, Decide, DeployImmutable, DeployTier,
-    Dictionary, Direct, Edit, Entity, Error, ErrorKind, FieldBits, FieldSet, Flush, FlushError,
-    FlushOn, FlushQuery, Form, Generation, HasCache, Immutable, KeyPart, KeyWriter, Keys, Latency,
-    Lifetime, LiveGeneration, LoadError, LockRow, Missing, NoTier, Observed, Outbox, Pending,
-    Plain, Plan, Pool, Prefix, Purge, Reach, Reader, ReaderOf, Register, Registered, RequestTier,
-    Result, Route, Row, RowId, Rows, Rt, Savepoint, ScopedReader, ServerCheck, ServerStats, Source,
-    Tally, Tier, TierStats, TiersStats, TransactionError, Transactional, Tx, Uncached, Unstored,
-    Weigh, WriteStats, contract, dataset, entry, get, get_many, link, plan, prime, refresh,
-    uncached, warm,
+    AccessorStats, Answer, AnyKey, Backend, BackendExt, BackendStats, Backlog, Batch, Before,
+    BoxError, Cache, CacheBuilder, CacheStats, CallStats, Change, Changing, Clock, Codec,
+    CommitError, CommitFailure, Committed, Compression, Config, Dataset, Decide, DeployImmutable,
+    DeployTier, Dictionary, Difference, Direct, Edit, Entity, Error, ErrorKind, Event, FieldBits,
+    FieldSet, Flush, FlushError, FlushOn, FlushQuery, Form, Generation, HasCache, HitEvent,
+    Immutable, KeyPart, KeyWriter, Keys, Latency, Lifetime, Listener, LiveGeneration, LoadError,
+    LockRow, Missing, NoTier, Observed, Outbox, Pending, Plain, Plan, Pool, Prefix, Purge, Reach,
+    ReadEvent, Reader, ReaderOf, Register, Registered, RequestTier, Result, Route, Row, RowId,
+    Rows, Rt, Savepoint, ScopedReader, Seen, ServerCheck, ServerStats, Source, Tally, Tier,
+    TierStats, TiersStats, TransactionError, Transactional, Tx, Uncached, Unstored, Weigh,
+    WriteStats, contract, dataset, entry, get, get_many, link, plan, prime, refresh, uncached,
+    warm,
 };
 #[cfg(feature = "macros")]
 pub use larder_macros::{Entity, KeyPart, Reader, cached};

@@ -23,7 +23,7 @@ pub use entry::{Codec, Compression, Dictionary};
 pub use generation::{LiveGeneration, Uncached};
 pub use observed::Observed;
 pub use read::*;
-pub use rt::{Instant, Rt, Turn};
+pub use rt::{Clock, Instant, Rt, Turn};
 pub use stats::{AccessorStats, CacheStats, Latency, Tally, WriteStats};
 pub use switches::Mechanism;
 pub use write::{

@@ -10,9 +10,11 @@
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tracing::Instrument as _;
 
@@ -42,6 +44,51 @@ enum Wall {
     System,
     /// Started at `start` when tokio's clock stood at `zero`.
     Tokio { start: SystemTime, zero: Instant },
+    /// The system's, and as far ahead of it as it was moved.
+    Movable(&'static Moved),
+}
+
+/// How far a clock was moved, and who waits for it.
+#[derive(Debug, Default)]
+struct Moved {
+    nanos: AtomicU64,
+    again: Notify,
+}
+
+/// Moves the clocks of one [`Rt`], which a test has from [`Rt::movable`].
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// use std::time::Duration;
+/// use larder_core::Rt;
+///
+/// let (rt, clock) = Rt::movable();
+/// let before = rt.wall();
+/// clock.advance(Duration::from_secs(7 * 24 * 3600)); // nothing sleeps, and no other cache sees it
+/// assert!(rt.wall() >= before + Duration::from_secs(7 * 24 * 3600));
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Clock(&'static Moved);
+
+impl Clock {
+    /// Moves the clocks ahead by this much; who sleeps until a moment that is over then, wakes.
+    pub fn advance(&self, by: Duration) {
+        let nanos = u64::try_from(by.as_nanos()).unwrap_or(u64::MAX);
+        self.0.nanos.fetch_add(nanos, Ordering::Relaxed);
+        self.0.again.notify_waiters();
+    }
+
+    /// How far they were moved.
+    pub fn ahead(&self) -> Duration {
+        self.0.ahead()
+    }
+}
+
+impl Moved {
+    fn ahead(&self) -> Duration {
+        Duration::from_nanos(self.nanos.load(Ordering::Relaxed))
+    }
 }
 
 impl Rt {
@@ -64,9 +111,22 @@ impl Rt {
         }
     }
 
+    /// The system's clocks, which the [`Clock`] beside it moves ahead: for tests whose database waits in real time, which
+    /// tokio's paused clock would cut short.
+    ///
+    /// What waits for an answer ([`Rt::timeout`]) isn't cut short by moving them. Each call leaks a few bytes.
+    pub fn movable() -> (Self, Clock) {
+        let moved: &'static Moved = Box::leak(Box::default());
+        let wall = Wall::Movable(moved);
+        (Self { wall }, Clock(moved))
+    }
+
     /// The monotonic clock.
     pub fn now(&self) -> Instant {
-        Instant::now()
+        match self.wall {
+            Wall::System | Wall::Tokio { .. } => Instant::now(),
+            Wall::Movable(moved) => Instant::now() + moved.ahead(),
+        }
     }
 
     /// The wall clock.
@@ -74,6 +134,7 @@ impl Rt {
         match self.wall {
             Wall::System => SystemTime::now(),
             Wall::Tokio { start, zero } => start + Instant::now().duration_since(zero),
+            Wall::Movable(moved) => SystemTime::now() + moved.ahead(),
         }
     }
 
@@ -84,17 +145,32 @@ impl Rt {
         match self.wall {
             Wall::System => boot_time(),
             Wall::Tokio { zero, .. } => Instant::now().duration_since(zero),
+            Wall::Movable(moved) => boot_time() + moved.ahead(),
         }
     }
 
     /// Waits this long.
     pub async fn sleep(&self, duration: Duration) {
-        tokio::time::sleep(duration).await;
+        match self.wall {
+            Wall::System | Wall::Tokio { .. } => tokio::time::sleep(duration).await,
+            Wall::Movable(_) => self.sleep_until(self.now() + duration).await,
+        }
     }
 
     /// Waits until then.
     pub async fn sleep_until(&self, deadline: Instant) {
-        tokio::time::sleep_until(deadline).await;
+        let Wall::Movable(moved) = self.wall else {
+            return tokio::time::sleep_until(deadline).await;
+        };
+        loop {
+            let mut again = pin!(moved.again.notified());
+            // From here on a move is noticed, so that what is left is not out of date.
+            again.as_mut().enable();
+            let left = deadline.saturating_duration_since(self.now());
+            if tokio::time::timeout(left, again).await.is_err() {
+                return;
+            }
+        }
     }
 
     /// The future's answer, or `None` if it takes longer than this.
@@ -219,5 +295,32 @@ impl Turn {
             self.rt.yield_now().await;
             self.since = self.rt.now();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+
+    #[tokio::test]
+    async fn who_sleeps_wakes_when_its_clock_is_moved() {
+        let (rt, clock) = Rt::movable();
+        let (other, _) = Rt::movable();
+        let before = (rt.now(), rt.wall(), rt.awake());
+        let deadline = rt.now() + DAY;
+        let sleeper = tokio::spawn(async move { rt.sleep_until(deadline).await });
+        rt.yield_now().await;
+        clock.advance(DAY / 2);
+        rt.yield_now().await;
+        assert!(!sleeper.is_finished());
+        clock.advance(DAY / 2);
+        sleeper.await.unwrap();
+        assert_eq!(clock.ahead(), DAY);
+        assert!(rt.now() >= before.0 + DAY);
+        assert!(rt.wall() >= before.1 + DAY);
+        assert!(rt.awake() >= before.2 + DAY);
+        assert!(other.now() < before.0 + DAY);
     }
 }

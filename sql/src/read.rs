@@ -38,6 +38,10 @@ pub(crate) fn registered<T>(
     }
 }
 
+/// Rows of the outbox that are counted. Every process counts them, and when there are millions the database has enough to
+/// do.
+pub(crate) const COUNTED: i64 = 100_000;
+
 /// An edit of a newer larder-core.
 pub(crate) fn unknown(edit: &Edit) -> Error {
     Error::new(

@@ -24,6 +24,10 @@ pub(crate) fn failed<D: Codes>(what: &str, error: sqlx::Error) -> Error {
             ErrorKind::Timeout,
             "give the pool more connections if it is busy, or see why the database can't be reached",
         ),
+        sqlx::Error::RowNotFound => (
+            ErrorKind::Config,
+            "a table that has one row has none; drop larder's tables, which are five, and make them again",
+        ),
         sqlx::Error::PoolClosed => (ErrorKind::Unavailable, "close the cache before its pool"),
         sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::WorkerCrashed => {
             (ErrorKind::Unavailable, "it is tried again")

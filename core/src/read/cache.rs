@@ -13,7 +13,10 @@ use tokio_util::task::TaskTracker;
 
 use super::accessor::{Accessor, AnyAccessor, Dictionaries, Setting};
 use super::accessors::Accessors;
-use super::{Dataset, DeployImmutable, DeployTier, Scope, Scopes, Source, Tier as _, TierKind};
+use super::{
+    Dataset, DeployImmutable, DeployTier, Event, Listener, Scope, Scopes, Source, Tier as _,
+    TierKind,
+};
 use crate::Rt;
 use crate::contract::{
     Backend, Error, ErrorKind, Key, Prefix, PrefixSettings, Result, ServerCheck,
@@ -65,9 +68,21 @@ pub(crate) struct Shared<S: Source> {
     /// What is kept as long as the cache lives.
     pub(crate) deploy: Option<Arc<dyn Scope>>,
     bypass: AtomicBool,
+    listeners: Box<[Arc<dyn Listener<S>>]>,
 }
 
 impl<S: Source> Shared<S> {
+    /// Whether anybody listens: what there is to tell costs something.
+    pub(crate) fn is_heard(&self) -> bool {
+        !self.listeners.is_empty()
+    }
+
+    pub(crate) fn tell(&self, event: &Event<'_, S>) {
+        for listener in &self.listeners {
+            listener.hear(event);
+        }
+    }
+
     /// Whether a mechanism is switched off, as only a test does.
     pub(crate) fn without(&self, mechanism: Mechanism) -> bool {
         self.switches.is_off(mechanism)
@@ -130,6 +145,7 @@ impl<S: Source> Cache<S> {
             strict: false,
             open_pool: None,
             switches: Switches::default(),
+            listeners: Vec::new(),
         }
     }
 
@@ -462,6 +478,7 @@ pub struct CacheBuilder<S: Source> {
     strict: bool,
     open_pool: Option<OpenPool>,
     switches: Switches,
+    listeners: Vec<Arc<dyn Listener<S>>>,
 }
 
 impl<S: Source> fmt::Debug for CacheBuilder<S> {
@@ -537,6 +554,12 @@ impl<S: Source> CacheBuilder<S> {
         F: Fn(&str, Rt) -> Result<Arc<dyn Backend>> + Send + Sync + 'static,
     {
         self.open_pool = Some(Box::new(open));
+        self
+    }
+
+    /// Tells this what the cache does; several may listen.
+    pub fn listener(mut self, listener: Arc<dyn Listener<S>>) -> Self {
+        self.listeners.push(listener);
         self
     }
 
@@ -706,6 +729,7 @@ impl<S: Source> CacheBuilder<S> {
                 deploy: self.tiers.as_ref().map(|tiers| tiers.deploy()),
                 tiers: self.tiers,
                 bypass: AtomicBool::new(false),
+                listeners: self.listeners.into(),
             }),
             tally: None,
             scope: None,

@@ -2,6 +2,7 @@
 
 use std::borrow::Borrow;
 use std::collections::HashSet;
+use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -11,11 +12,12 @@ use tracing::{Instrument as _, Span};
 
 use super::accessor::{Accessor, Opened};
 use super::flight::{Terms, Ticket};
+use super::listener::{AskedOf, HitOf};
 use super::load::{self, Order};
 use super::memo::{self, Memo};
 use super::{
-    Answer, Batch, Cache, Changing, Dataset, DeployImmutable, DeployTier, Form, Immutable, KeyOf,
-    Lifetime, LoadError, Reader, ReaderOf, Route, Source, Tier,
+    Answer, Batch, Cache, Changing, Dataset, DeployImmutable, DeployTier, Event, Form, HitEvent,
+    Immutable, KeyOf, Lifetime, LoadError, ReadEvent, Reader, ReaderOf, Route, Source, Tier,
 };
 use crate::contract::{
     Error, GetOptions, Key, Keys, Lease, Lookup, Result, Set, Token, WriteOptions,
@@ -139,6 +141,7 @@ async fn read_many<D: Dataset>(
     batch: &mut Batch<D::Key, Answer<D>>,
 ) -> Result<(), LoadError<D::Error>> {
     let Some(memo) = Memo::recall::<D>(cache, batch, Way::Through) else {
+        tell_kept::<D>(cache, batch);
         return Ok(());
     };
     let span = tracing::debug_span!(
@@ -153,7 +156,7 @@ async fn read_many<D: Dataset>(
         .await
 }
 
-async fn read_one<'a, D: Dataset>(
+pub(super) async fn read_one<'a, D: Dataset>(
     reader: impl Reader<'a, D::Source>,
     key: &D::Key,
     way: Way,
@@ -164,9 +167,14 @@ async fn read_one<'a, D: Dataset>(
             if way == Way::Through
                 && let Some(value) = memo::kept::<D>(cache, key)
             {
+                tell_kept::<D>(cache, &one);
                 return Ok(value);
             }
-            if let Some(memo) = Memo::recall::<D>(cache, &mut one, way) {
+            let memo = Memo::recall::<D>(cache, &mut one, way);
+            if memo.is_none() {
+                tell_kept::<D>(cache, &one);
+            }
+            if let Some(memo) = memo {
                 let span = match way {
                     Way::Through => tracing::debug_span!(
                         "larder.get",
@@ -184,6 +192,25 @@ async fn read_one<'a, D: Dataset>(
         Route::Direct(conn) => load_directly::<D>(conn, &mut one).await?,
     }
     Ok(one.value)
+}
+
+/// Tells the listeners of a read that the tier answered.
+fn tell_kept<D: Dataset>(cache: &Cache<D::Source>, asked: &impl Asked<D>) {
+    if !cache.shared.is_heard() {
+        return;
+    }
+    let keys = asked.len() as u64;
+    cache.shared.tell(&Event::Read(ReadEvent {
+        accessor: D::NAME,
+        is_single: asked.is_single(),
+        keys,
+        tier_hits: keys,
+        hits: 0,
+        absent: 0,
+        misses: 0,
+        shared: 0,
+        asked: &AskedOf::<D, _>(asked, PhantomData),
+    }));
 }
 
 /// Has the values of these keys built, in a task that doesn't keep the cache alive.
@@ -341,6 +368,8 @@ async fn load_directly<D: Dataset>(
 
 /// The distinct keys that were asked for, and room for their values.
 pub(super) trait Asked<D: Dataset>: Send + Sync {
+    /// Whether one key was asked for, and not a batch of them.
+    fn is_single(&self) -> bool;
     fn len(&self) -> usize;
     fn key(&self, index: usize) -> &D::Key;
     fn index(&self, key: &D::Key) -> Option<usize>;
@@ -355,6 +384,10 @@ struct One<'k, D: Dataset> {
 }
 
 impl<D: Dataset> Asked<D> for One<'_, D> {
+    fn is_single(&self) -> bool {
+        true
+    }
+
     fn len(&self) -> usize {
         1
     }
@@ -377,6 +410,10 @@ impl<D: Dataset> Asked<D> for One<'_, D> {
 }
 
 impl<D: Dataset> Asked<D> for Batch<D::Key, Answer<D>> {
+    fn is_single(&self) -> bool {
+        false
+    }
+
     fn len(&self) -> usize {
         self.values.len()
     }
@@ -773,10 +810,12 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
                 let value = D::Tier::hold(value);
                 self.memo
                     .keep_stored(self.cache, &*self.accessor, key, &value);
+                self.tell_hit(key, position, Some(&value));
                 self.asked.set(position, Some(value));
             }
             Opened::Absent => {
                 self.absent += 1;
+                self.tell_hit(key, position, None);
                 self.asked.set(position, None);
             }
             Opened::Rejected => {
@@ -786,6 +825,22 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
                 }
             }
             Opened::FromAnotherTime => self.miss(position, None),
+        }
+    }
+
+    fn tell_hit(&self, key: Key<'_>, position: usize, value: Option<&Answer<D>>) {
+        let shared = &self.cache.shared;
+        if shared.is_heard() {
+            shared.tell(&Event::Hit(HitEvent {
+                accessor: D::NAME,
+                key,
+                cache: self.cache,
+                hit: &HitOf::<D> {
+                    accessor: &self.accessor,
+                    key: self.asked.key(position),
+                    value,
+                },
+            }));
         }
     }
 
@@ -948,6 +1003,21 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
             tally.count_read_time(took);
         }
         self.span.record("hits", self.hits);
+        let shared = &self.cache.shared;
+        if shared.is_heard() {
+            let all = self.asked.len() as u64;
+            shared.tell(&Event::Read(ReadEvent {
+                accessor: D::NAME,
+                is_single: self.asked.is_single(),
+                keys: all,
+                tier_hits: all - keys,
+                hits: self.hits,
+                absent: self.absent,
+                misses: self.misses,
+                shared: self.shared,
+                asked: &AskedOf::<D, _>(&*self.asked, PhantomData),
+            }));
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use tracing::Instrument as _;
 use super::accessor::{Accessor, AnyAccessor};
 use super::flight::{Load, Outcome, Phase};
 use super::{
-    Answer, Cache, Dataset, KeyOf, Lifetime, LoadError, Recall, Rows, Scope, Source, Tier,
+    Answer, Cache, Dataset, Event, KeyOf, Lifetime, LoadError, Recall, Rows, Scope, Source, Tier,
     TierKind, memo,
 };
 use crate::contract::{
@@ -117,6 +117,12 @@ pub(super) fn start<D: Dataset>(
     let span = tracing::debug_span!("larder.load", accessor = D::NAME, keys = order.keys.len());
     let load = Load::new(order.keys, tokens, prefix);
     let before = accessor.flights.register(&load);
+    if cache.shared.is_heard() {
+        cache.shared.tell(&Event::LoadStarted {
+            accessor: D::NAME,
+            keys: load.keys.len(),
+        });
+    }
     let parent = LOADING.try_with(Arc::clone).ok();
     let running = Running {
         cache: cache.without_scope(),
@@ -125,6 +131,7 @@ pub(super) fn start<D: Dataset>(
         nested: parent.is_some(),
         replaces: order.replaces,
         over: false,
+        filled: 0,
         _unsettled: cache.tally.as_ref().map(|tally| tally.unsettled()),
     };
     let chain = Arc::new(Chain {
@@ -149,6 +156,8 @@ struct Running<D: Dataset> {
     nested: bool,
     replaces: bool,
     over: bool,
+    /// How much of it the store took.
+    filled: usize,
     _unsettled: Option<Unsettled>,
 }
 
@@ -160,6 +169,12 @@ impl<D: Dataset> Drop for Running<D> {
             self.load.settle(Vec::new());
         }
         self.accessor.flights.remove(&self.load);
+        if self.cache.shared.is_heard() {
+            self.cache.shared.tell(&Event::LoadSettled {
+                accessor: D::NAME,
+                filled: self.filled,
+            });
+        }
     }
 }
 
@@ -193,6 +208,7 @@ impl<D: Dataset> Running<D> {
             }
         };
         let stored = self.store(rows, fills, &wire).await;
+        self.filled = stored.iter().filter(|stored| **stored).count();
         self.load.settle(stored);
         self.over = true;
     }
@@ -382,9 +398,20 @@ impl<D: Dataset> Running<D> {
         let counters = &self.accessor.counters;
         counters.loads.add(1);
         counters.load_latency.record(took);
-        if let Ok(values) = rows {
-            let found = values.iter().flatten().count() - known;
-            let absent = values.len() - known - found;
+        let keys = self.load.keys.len() - known;
+        let found = rows
+            .as_ref()
+            .map(|values| values.iter().flatten().count() - known);
+        if self.cache.shared.is_heard() {
+            self.cache.shared.tell(&Event::Loaded {
+                accessor: D::NAME,
+                keys,
+                found: found.as_ref().ok().copied(),
+                took,
+            });
+        }
+        if let Ok(found) = found {
+            let absent = keys - found;
             counters.loaded.add(found as u64);
             counters.loaded_absent.add(absent as u64);
             if let Some(tally) = &self.cache.tally {

@@ -7,6 +7,7 @@
 
 mod accessor;
 mod accessors;
+mod again;
 mod backoff;
 mod batch;
 mod cache;
@@ -15,6 +16,7 @@ mod error;
 mod fetch;
 mod flight;
 mod flush;
+mod listener;
 mod load;
 mod memo;
 mod reader;
@@ -24,6 +26,7 @@ mod tier;
 
 pub(crate) use accessor::{Accessor, AnyAccessor, Setting};
 pub(crate) use accessors::Accessors;
+pub use again::{AnyKey, Difference, Seen};
 pub use batch::{Batch, Missing};
 pub(crate) use cache::Shared;
 pub use cache::{Cache, CacheBuilder};
@@ -33,6 +36,7 @@ pub use dataset::{
 };
 pub use error::{FlushError, LoadError};
 pub use fetch::{get, get_many, prime, refresh, uncached, warm};
+pub use listener::{Event, HitEvent, Listener, ReadEvent};
 pub use reader::{Direct, HasCache, Reader, ReaderOf, Route, ScopedReader};
 pub use scope::{Kept, Mark, Recall, Scope, Scopes, SharedValue, TierStats, TiersStats};
 pub use source::Source;

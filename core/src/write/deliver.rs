@@ -10,7 +10,7 @@ use super::plan::Cursor;
 use super::stale::{Deferred, Level, Stale};
 use crate::contract::{Error, ErrorKind, Keys, Result, Trips, WriteOptions};
 use crate::generation::Target;
-use crate::read::Shared;
+use crate::read::{Event, Shared};
 use crate::rt::unwinding;
 use crate::{Mechanism, Source};
 
@@ -184,6 +184,9 @@ impl<S: Source> Delivery<'_, S> {
             .targets
             .iter()
             .map(|target| self.delete_in(target, keys));
+        if self.shared.is_heard() {
+            self.shared.tell(&Event::Flush { keys });
+        }
         let mut failed = Vec::new();
         let mut cause = None;
         for (its_failed, its_cause) in join_all(deletes).await {
@@ -193,6 +196,10 @@ impl<S: Source> Delivery<'_, S> {
         failed.sort_unstable();
         failed.dedup();
         self.count(keys, &failed);
+        if self.shared.is_heard() {
+            let failed = cause.as_ref().map(Error::kind);
+            self.shared.tell(&Event::Flushed { keys, failed });
+        }
         (failed, cause)
     }
 

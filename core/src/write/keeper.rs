@@ -201,7 +201,7 @@ async fn keep_relaying<S: Source>(shared: Weak<Shared<S>>, pause: Pause) {
             _ => 1,
         };
         if sweeping.is_due(pause.rt) {
-            report("the outbox", sweep(&shared, &**outbox).await);
+            report("the outbox", watched(sweep(&shared, &**outbox)).await);
         }
     }
 }
@@ -425,7 +425,8 @@ fn later<S: Source>(shared: &Shared<S>, row: &Row) -> Duration {
 /// Deletes rows that are older than anything that was filled before them.
 async fn sweep<S: Source>(shared: &Arc<Shared<S>>, outbox: &dyn Outbox<S::Conn>) -> Result<()> {
     if let Some(ttl) = shared.generations.longest_ttl() {
-        let dropped = answered(shared.rt, outbox.drop_older(ttl + Duration::from_secs(60))).await?;
+        let age = ttl.saturating_add(Duration::from_secs(60));
+        let dropped = answered(shared.rt, outbox.drop_older(age)).await?;
         if dropped > 0 {
             tracing::warn!(
                 rows = dropped,

@@ -104,7 +104,7 @@ pub trait Outbox<C: ?Sized>: Register {
     /// Deletes rows older than this; answers how many.
     async fn drop_older(&self, age: Duration) -> Result<u64>;
 
-    /// How many rows there are, and how old the oldest is.
+    /// How many rows there are, counted up to 100,000, and how old the oldest is: every process asks from time to time.
     async fn backlog(&self) -> Result<Backlog>;
 }
 
@@ -142,7 +142,7 @@ pub struct Row {
 /// What waits in the outbox.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Backlog {
-    /// How many rows.
+    /// How many rows; of more than 100,000, so many.
     pub rows: u64,
     /// How old the oldest is.
     pub oldest: Option<Duration>,
@@ -159,8 +159,9 @@ pub trait Register: fmt::Debug + Send + Sync + 'static {
     /// Changes it: alone, so that nobody else changes it between what `decide` is shown and what it answers. An error
     /// of `decide` changes nothing.
     ///
-    /// A generation that a transaction under way has put an outbox row under isn't waited for: instead of being deleted it
-    /// is ended, so that it is listed with nothing left and can't be renewed.
+    /// A generation that a transaction under way has put an outbox row under isn't waited for, and one that very many rows
+    /// refer to needn't be deleted at once: instead it is ended, so that it is listed with nothing left and can't be
+    /// renewed. Who finds it so asks for its deletion again.
     async fn edit(&self, decide: Decide<'_>) -> Result<()>;
 
     /// Puts the end of this registration off to `ttl` from now, unless somebody did within the last `unless`; `false` if

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use larder_core::{CommitFailure, ErrorKind, Outbox, Savepoint, Source, Transactional};
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnection, PgDatabaseError, PgPool, PgPoolOptions, PgSeverity};
-use sqlx::{AssertSqlSafe, Transaction};
+use sqlx::{AssertSqlSafe, SqlStr, Transaction};
 
 pub use outbox::PgOutbox;
 pub use schema::{MIGRATIONS, migrate};
@@ -87,7 +87,7 @@ impl Transactional for Postgres {
     type Tx = Tx;
 
     async fn begin(&self) -> Result<Tx, sqlx::Error> {
-        self.pool.begin().await.map(Tx)
+        begin(&self.pool, None).await.map(Tx)
     }
 
     /// Where a statement has failed before and the error was passed over, PostgreSQL rolls back and sqlx doesn't say so.
@@ -131,13 +131,33 @@ impl DerefMut for Tx {
     }
 }
 
+/// Begins a transaction, by this statement if there is one. Whoever waits for it may leave.
+///
+/// sqlx forgets that it has said BEGIN if it is dropped before the answer, and gives the connection back to the pool:
+/// what comes next on it is in a transaction that nobody ends.
+async fn begin(
+    pool: &PgPool,
+    statement: Option<&'static str>,
+) -> Result<Transaction<'static, sqlx::Postgres>, sqlx::Error> {
+    let conn = pool.acquire().await?;
+    // A task comes to its end, and what it has begun is rolled back if nobody waits for it any more.
+    let begun = tokio::spawn(Transaction::begin(conn, statement.map(SqlStr::from_static)));
+    begun
+        .await
+        .unwrap_or_else(|error| match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Err(sqlx::Error::WorkerCrashed),
+        })
+}
+
 /// Lets a pool refuse standbys: each new connection is asked once whether its server is one.
 ///
 /// It takes the place of the options' [`after_connect`](PgPoolOptions::after_connect); who has one calls
 /// [`is_primary`] in it.
 ///
 /// Once is enough: a standby can become the primary under its connections, but a primary becomes a standby only by a
-/// restart, which closes them.
+/// restart, which closes them. Behind a pooler that isn't so, since it keeps them open and connects anew: it has to lead to
+/// primaries only.
 pub fn only_primaries(options: PgPoolOptions) -> PgPoolOptions {
     options.after_connect(|conn, _| {
         Box::pin(async move {
@@ -227,18 +247,81 @@ impl Codes for Codebook {
                 "a statement before it failed, so that nothing of the transaction can be committed; roll back",
             ),
             "25P03" => (ErrorKind::Unavailable, "it is tried again"),
-            code if ["08", "40", "53", "55", "57"].contains(&&code[..2]) => {
-                (ErrorKind::Unavailable, "it is tried again")
-            }
-            _ => return None,
+            _ => match code.get(..2) {
+                Some("08" | "40" | "53" | "55" | "57") => {
+                    (ErrorKind::Unavailable, "it is tried again")
+                }
+                _ => return None,
+            },
         })
     }
 
     fn is_refusal(error: &dyn sqlx::error::DatabaseError) -> bool {
-        let error: &PgDatabaseError = error.downcast_ref();
+        let Some(error) = error.try_downcast_ref::<PgDatabaseError>() else {
+            return false;
+        };
         // 08: the connection; 40003: of a pooler that doesn't know either; 57P: the server is going down.
         let is_error = matches!(error.severity(), PgSeverity::Error);
         let code = error.code();
         is_error && !code.starts_with("08") && !code.starts_with("57P") && code != "40003"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+    use std::fmt;
+
+    use sqlx::error::{DatabaseError, ErrorKind};
+
+    use super::*;
+
+    /// What is said by something between here and PostgreSQL, or by another database.
+    #[derive(Debug)]
+    struct Strange(&'static str);
+
+    impl fmt::Display for Strange {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("strange")
+        }
+    }
+
+    impl std::error::Error for Strange {}
+
+    impl DatabaseError for Strange {
+        fn message(&self) -> &str {
+            "strange"
+        }
+
+        fn code(&self) -> Option<Cow<'_, str>> {
+            Some(self.0.into())
+        }
+
+        fn as_error(&self) -> &(dyn std::error::Error + Send + Sync + 'static) {
+            self
+        }
+
+        fn as_error_mut(&mut self) -> &mut (dyn std::error::Error + Send + Sync + 'static) {
+            self
+        }
+
+        fn into_error(self: Box<Self>) -> Box<dyn std::error::Error + Send + Sync + 'static> {
+            self
+        }
+
+        fn kind(&self) -> ErrorKind {
+            ErrorKind::Other
+        }
+    }
+
+    #[test]
+    fn strange_answers_are_errors_that_say_nothing_of_a_commit() {
+        for code in ["", "5", "\u{20ac}", "23505"] {
+            let error = || sqlx::Error::Database(Box::new(Strange(code)));
+            let failed = trouble::failed::<Codebook>("asking", error());
+            assert_eq!(failed.kind(), larder_core::ErrorKind::Protocol, "{code}");
+            let failure = commit_failure(error());
+            assert!(matches!(failure, CommitFailure::Unknown(_)), "{code}");
+        }
     }
 }

@@ -3,7 +3,7 @@
 use larder_core::Result;
 use sqlx::postgres::{PgConnection, PgPool};
 
-use super::Codebook;
+use super::{Codebook, begin};
 use crate::trouble::failed;
 
 /// The statements that bring larder's tables from one version to the next, each with its last statement about
@@ -36,9 +36,7 @@ async fn apply(pool: &PgPool) -> Result<(), sqlx::Error> {
     }
     drop(conn);
     // Read committed, so that what is read under the lock is what its last holder has left.
-    let mut tx = pool
-        .begin_with("BEGIN ISOLATION LEVEL READ COMMITTED")
-        .await?;
+    let mut tx = begin(pool, Some("BEGIN ISOLATION LEVEL READ COMMITTED")).await?;
     sqlx::query("SELECT pg_advisory_xact_lock($1)")
         .bind(LOCK)
         .execute(&mut *tx)

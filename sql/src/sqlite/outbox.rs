@@ -221,8 +221,11 @@ impl Outbox<SqliteConnection> for SqliteOutbox {
 
     async fn backlog(&self) -> Result<Backlog> {
         let (rows, oldest): (i64, Option<i64>) = sqlx::query_as(
-            "SELECT count(*), CAST(unixepoch('subsec') * 1000 AS INTEGER) - min(created_at) FROM larder_outbox",
+            "SELECT (SELECT count(*) FROM (SELECT 1 FROM larder_outbox LIMIT ?1)), \
+                 (SELECT CAST(unixepoch('subsec') * 1000 AS INTEGER) - created_at \
+                  FROM larder_outbox ORDER BY id LIMIT 1)",
         )
+        .bind(read::COUNTED)
         .fetch_one(&self.readers)
         .await
         .map_err(|error| failed::<Codebook>("counting larder's outbox", error))?;
@@ -316,6 +319,10 @@ async fn apply(conn: &mut SqliteConnection, edit: Edit) -> Result<Result<()>, sq
             manifest,
             ttl,
         } => {
+            // Whoever empties all tables, as tests do, takes the relay's row away as well.
+            sqlx::query("INSERT INTO larder_relay VALUES (1, 0) ON CONFLICT DO NOTHING")
+                .execute(&mut *conn)
+                .await?;
             sqlx::query(
                 "INSERT INTO larder_generation \
                      (id, version, pool, holder, manifest, created_at, renewed_at, expires_at) \

@@ -195,6 +195,43 @@ async fn commit_whose_answer_is_lost_is_unknown_and_there() {
     assert_eq!(database.written().await, 1);
 }
 
+/// As by a client that hangs up.
+#[tokio::test]
+async fn begin_that_was_dropped_leaves_no_transaction_to_whoever_comes_next() {
+    let database = OnPostgres::start().await;
+    let proxy = Proxy::start(&database.server.address()).await.unwrap();
+    let url = database
+        .url
+        .replace(&database.server.address(), &proxy.address());
+    // What is held is the answer to BEGIN, and not that to a test before it.
+    let options = PgPoolOptions::new().test_before_acquire(false);
+    let pool = options.max_connections(1).connect(&url).await.unwrap();
+    let source = Postgres::new(pool);
+    let ask = "SELECT pg_current_xact_id()::text";
+    let transaction = || sqlx::query_scalar::<_, String>(ask).fetch_one(source.pool());
+    transaction().await.unwrap();
+    for _ in 0..2 {
+        // Connections are tested as they are given back.
+        while source.pool().num_idle() == 0 {
+            tokio::task::yield_now().await;
+        }
+        proxy.hold_replies();
+        let begin = tokio::spawn({
+            let source = source.clone();
+            async move { source.begin().await.map(drop) }
+        });
+        proxy.held_reply().await;
+        begin.abort();
+        assert!(begin.await.unwrap_err().is_cancelled());
+        proxy.release_replies();
+        let (one, two) = (transaction().await.unwrap(), transaction().await.unwrap());
+        assert_ne!(
+            one, two,
+            "both statements are in the transaction that was begun"
+        );
+    }
+}
+
 #[tokio::test]
 async fn error_that_was_passed_over_refuses_the_commit() {
     let database = OnPostgres::start().await;
@@ -239,6 +276,42 @@ async fn stopped_writer_keeps_its_generation_ended_and_nobody_waiting() {
         .await
         .unwrap();
     assert_eq!(generation, None);
+}
+
+#[tokio::test]
+async fn generation_of_very_many_rows_is_ended_and_deleted_bit_by_bit() {
+    let database = OnPostgres::start().await;
+    let source = database.source().await;
+    let outbox = PgOutbox::new(database.pool.clone());
+    edit(&outbox, &[mint("live")]).await;
+    let mut tx = source.begin().await.unwrap();
+    let rows = vec!["{}".to_owned(); 10_001];
+    outbox.push(&mut tx, "live", &rows, LONG).await.unwrap();
+    Postgres::commit(tx).await.unwrap();
+
+    edit(&outbox, &[delete("live")]).await;
+    let registered = outbox.read().await.unwrap();
+    assert_eq!(registered.generations.len(), 1, "it would take too long");
+    assert!(registered.generations[0].left.is_zero());
+    assert!(!outbox.renew("live", LONG, Duration::ZERO).await.unwrap());
+
+    edit(&outbox, &[delete("live")]).await;
+    assert!(outbox.read().await.unwrap().generations.is_empty());
+    assert_eq!(outbox.backlog().await.unwrap().rows, 10_001);
+}
+
+#[tokio::test]
+async fn very_many_rows_are_counted_in_part() {
+    let database = OnPostgres::start().await;
+    let outbox = PgOutbox::new(database.pool.clone());
+    let rows = "INSERT INTO larder_outbox (created_at, next_at, text) \
+        SELECT statement_timestamp() - make_interval(mins => 9), statement_timestamp(), '{}' \
+        FROM generate_series(1, 100010)";
+    run(&mut database.pool.acquire().await.unwrap(), rows).await;
+    let backlog = outbox.backlog().await.unwrap();
+    assert_eq!(backlog.rows, 100_000);
+    let age = backlog.oldest.unwrap().as_secs();
+    assert!((540..600).contains(&age), "{age}");
 }
 
 #[tokio::test]
@@ -403,6 +476,31 @@ async fn missing_tables_and_privileges_are_said_with_what_to_do() {
     let error = PgOutbox::new(role).backlog().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config);
     assert!(error.to_string().contains("docs/databases.md"), "{error}");
+}
+
+#[tokio::test]
+async fn emptied_tables_are_used_again() {
+    let database = OnPostgres::start().await;
+    let source = database.source().await;
+    let outbox = PgOutbox::new(database.pool.clone());
+    edit(&outbox, &[mint("live")]).await;
+    let mut conn = database.pool.acquire().await.unwrap();
+    run(
+        &mut conn,
+        "TRUNCATE larder_generation, larder_outbox, larder_relay, larder_purge, larder_schema",
+    )
+    .await;
+    edit(&outbox, &[mint("live")]).await;
+    let mut tx = source.begin().await.unwrap();
+    let rows = ["{}".to_owned()];
+    let pushed = outbox.push(&mut tx, "live", &rows, Duration::ZERO).await;
+    pushed.unwrap();
+    Postgres::commit(tx).await.unwrap();
+    assert_eq!(outbox.claim(1, LONG, LONG).await.unwrap().len(), 1);
+    // Which version they have, nobody knows any more.
+    let error = postgres::migrate(&database.pool).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+    assert!(error.to_string().contains("make them again"), "{error}");
 }
 
 /// A pool of a new role, which may do nothing yet.

@@ -91,20 +91,43 @@ async fn busy_file_is_tried_again() {
     assert!(outbox.claim(1, LONG, LONG).await.unwrap().is_empty());
 }
 
-#[tokio::test]
-async fn id_of_a_row_is_never_used_again() {
-    let database = OnSqlite::start().await;
-    let source = database.source().await;
-    let outbox = source.outbox().unwrap();
-    let mint = Edit::Mint {
+fn mint() -> Edit {
+    Edit::Mint {
         id: "live".to_owned(),
         version: "1".to_owned(),
         pool: "memory:".to_owned(),
         holder: "a test".to_owned(),
         manifest: "{}".to_owned(),
         ttl: LONG,
-    };
-    outbox.edit(&mut |_| Ok(vec![mint.clone()])).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn emptied_tables_are_used_again() {
+    let database = OnSqlite::start().await;
+    let source = database.source().await;
+    let outbox = source.outbox().unwrap();
+    let empty = "DELETE FROM larder_relay; DELETE FROM larder_schema";
+    run(&mut database.writer.acquire().await.unwrap(), empty).await;
+    outbox.edit(&mut |_| Ok(vec![mint()])).await.unwrap();
+    let mut tx = source.begin().await.unwrap();
+    let rows = ["{}".to_owned()];
+    let pushed = outbox.push(&mut tx, "live", &rows, Duration::ZERO).await;
+    pushed.unwrap();
+    Sqlite::commit(tx).await.unwrap();
+    assert_eq!(outbox.claim(1, LONG, LONG).await.unwrap().len(), 1);
+    // Which version they have, nobody knows any more.
+    let error = sqlite::migrate(&database.writer).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+    assert!(error.to_string().contains("make them again"), "{error}");
+}
+
+#[tokio::test]
+async fn id_of_a_row_is_never_used_again() {
+    let database = OnSqlite::start().await;
+    let source = database.source().await;
+    let outbox = source.outbox().unwrap();
+    outbox.edit(&mut |_| Ok(vec![mint()])).await.unwrap();
     let mut ids = Vec::new();
     for _ in 0..2 {
         let mut tx = source.begin().await.unwrap();

@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use larder_backends::memcached::{Memcached, MemcachedConfig};
 use larder_core::conformance::Database;
-use larder_core::{Cache, Change, CommitError, Flush, Rt, Source as _, Transactional, Tx, get};
+use larder_core::{
+    Cache, Change, CommitError, Flush, LoadError, Rt, Source as _, Transactional, Tx, get,
+};
 use larder_harness::proxy::Proxy;
 use larder_harness::server::{Listen, MemcachedServer};
-use larder_sqlx::Postgres;
+use larder_sqlx::{Postgres, Sqlite};
 use sqlx::postgres::PgPoolOptions;
 
 use crate::databases::{OnPostgres, OnSqlite, pool};
@@ -264,4 +266,22 @@ async fn commits_of_a_busy_pool_wait_for_no_connection() {
     }
     assert!(began.elapsed() < Duration::from_secs(10), "it hung");
     assert_eq!(read(&cache).await, "second");
+}
+
+/// A load on a pool whose only connection is that of a transaction, which waits for the load.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn read_past_the_transaction_that_holds_the_only_connection_is_an_error_where_that_is_strict()
+{
+    let database = OnSqlite::start().await;
+    let notes = sqlx::raw_sql(NOTES);
+    notes.execute(&database.writer).await.unwrap();
+    let server = MemcachedServer::start(Listen::Unix, &[]);
+    let cache = process(Sqlite::new(database.writer.clone()), &server).await;
+    let mut tx = written(&cache, "after").await;
+    let error = get::<NoteById<Sqlite>>(&cache, &7).await.unwrap_err();
+    assert!(matches!(error, LoadError::Panicked { .. }), "{error:?}");
+    let own = get::<NoteById<Sqlite>>(&mut tx, &7).await.unwrap();
+    assert_eq!(own.as_deref(), Some("after"));
+    tx.commit().await.unwrap();
+    assert_eq!(read(&cache).await, "after");
 }

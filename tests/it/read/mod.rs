@@ -6,6 +6,7 @@ mod entries;
 mod flights;
 pub(crate) mod gate;
 mod limits;
+mod listening;
 #[cfg(feature = "metrics")]
 mod metrics;
 mod observed;

@@ -3,7 +3,9 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use larder_core::{Change, CommitError, FlushQuery, Mechanism, get};
+use larder_core::{
+    Change, CommitError, Edit, FlushQuery, Mechanism, Register as _, Registered, get,
+};
 use serde::{Deserialize, Serialize};
 
 use super::ledger::{Broken, Conn};
@@ -379,6 +381,35 @@ async fn rows_older_than_every_ttl_are_dropped() {
     tokio::time::sleep(Duration::from_secs(130)).await;
     assert!(office.database.outbox().is_empty());
     assert!(pending.delivered().await);
+}
+
+/// What the register says isn't believed to be what this code wrote.
+#[tokio::test(start_paused = true)]
+async fn a_ttl_beyond_all_times_stops_no_relay() {
+    let office = Office::new(ON);
+    let _relay = office.process().await;
+    let manifest = format!(
+        r#"{{"accessors":{{"x":{{"shape":"","rule":"","flushed":true,"ttl_s":{}}}}}}}"#,
+        u64::MAX
+    );
+    let mut decide = |registered: &Registered| {
+        Ok(vec![Edit::Mint {
+            id: "strange".to_owned(),
+            version: "strange".to_owned(),
+            pool: registered.generations[0].pool.clone(),
+            holder: "nobody".to_owned(),
+            manifest: manifest.clone(),
+            ttl: Duration::from_hours(1),
+        }])
+    };
+    let register = office.database.line();
+    register.edit(&mut decide).await.unwrap();
+    // Old rows are looked for every minute or so.
+    tokio::time::sleep(Duration::from_secs(130)).await;
+    let _killed = killed_before_its_flush(&office, "Grace").await;
+    assert_eq!(office.database.outbox().len(), 1);
+    tokio::time::sleep(RELAYED).await;
+    assert!(office.database.outbox().is_empty());
 }
 
 /// Rows that were delivered at once are deleted lazily, and together.

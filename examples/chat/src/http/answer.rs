@@ -145,6 +145,8 @@ impl From<WriteError> for ApiError {
             WriteError::Load(error) => error.into(),
             WriteError::Commit(CommitError::Failed(error)) => error.into(),
             WriteError::Commit(error) if error.may_have_committed() => Self::unknown_outcome(error),
+            // Nothing was done: the chat was registering anew, for example.
+            WriteError::Commit(error) if error.is_retryable() => Self::overloaded(),
             WriteError::Commit(error) => Self::internal(error),
         }
     }
@@ -218,6 +220,8 @@ pub(super) async fn no_such_method(method: Method, uri: Uri) -> ApiError {
 mod tests {
     use std::time::Duration;
 
+    use larder::ErrorKind;
+
     use super::*;
 
     #[track_caller]
@@ -253,5 +257,8 @@ mod tests {
         check(commit(CommitError::Failed(timed_out())), busy, Some("1"));
         // Whoever is told to come back would do it twice.
         check(commit(CommitError::Unknown(timed_out())), broken, None);
+        let refused = |kind| commit(CommitError::Refused(larder::Error::new(kind, "no")));
+        check(refused(ErrorKind::Unavailable), busy, Some("1"));
+        check(refused(ErrorKind::Config), broken, None);
     }
 }
