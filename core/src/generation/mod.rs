@@ -435,7 +435,7 @@ impl Generations {
         self.ask(registration).await.map(drop)
     }
 
-    /// Deletes every registration, so that each process registers anew and finds an empty cache: after a restore of the
+    /// Ends every registration, so that each process registers anew and finds an empty cache: after a restore of the
     /// database, whose rows are older than what is cached.
     pub(crate) async fn rotate(&self) -> Result<()> {
         let Some(registration) = &self.registration else {
@@ -446,8 +446,11 @@ impl Generations {
         };
         let mut decide = |registered: &Registered| {
             let ids = registered.generations.iter().map(|live| live.id.clone());
-            // Until nobody can read what they have left, nobody commits.
-            let edits = ids.map(|id| Edit::Delete { id });
+            // Until nobody can read what they have left, nobody commits, and what was committed before is flushed there.
+            let edits = ids.map(|id| match self.switches.is_off(Mechanism::Activation) {
+                true => Edit::Delete { id },
+                false => Edit::End { id },
+            });
             Ok(edits.chain([enter::purge(EVERYTHING)]).collect())
         };
         answered(self.rt, registration.register.edit(&mut decide)).await?;

@@ -523,6 +523,12 @@ impl Register for Ledger {
                     };
                     tables.generations.insert(id, registration);
                 }
+                Edit::End { id } => {
+                    if let Some(known) = tables.generations.get_mut(&id) {
+                        known.until = now;
+                        known.ended = true;
+                    }
+                }
                 Edit::Delete { id } => {
                     let is_held = tables.referred.iter().any(|(_, held)| *held == id);
                     match tables.generations.get_mut(&id) {

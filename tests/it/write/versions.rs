@@ -642,6 +642,33 @@ async fn after_a_rotation_every_process_begins_anew() {
     assert_eq!(one.name().await, "Grace");
 }
 
+/// What was committed before is flushed where somebody may still read who doesn't know of the rotation.
+#[tokio::test(start_paused = true)]
+async fn what_a_rotation_has_ended_is_flushed_while_it_may_be_read() {
+    async fn schedule(without: Without) -> String {
+        let office = Office::new(without);
+        let gate = office.gate();
+        let writer = office.on(&gate).process().await;
+        let reader = office.process().await;
+        reader.name().await;
+        reader.line.cut(true);
+        gate.set_deaf_to_deletes(true);
+        let pending = pending(writer.rename("Grace").await);
+        writer.rotate().await.unwrap();
+        gate.set_deaf_to_deletes(false);
+        assert!(pending.delivered().await);
+        reader.line.cut(false);
+        reader.name().await
+    }
+    shows(
+        Mechanism::Activation,
+        schedule,
+        "Grace".into(),
+        "Ada".into(),
+    )
+    .await;
+}
+
 /// A commit under way holds its generation, which is ended nevertheless.
 #[tokio::test(start_paused = true)]
 async fn a_rotation_waits_for_no_commit_under_way() {
