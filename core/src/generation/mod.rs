@@ -159,7 +159,7 @@ pub enum Uncached {
 struct Targets {
     at: Duration,
     all: Arc<[Target]>,
-    /// The longest time for which anything that any of them caches may be served.
+    /// The longest time for which anything that any of them caches may be served, and what is built from that.
     longest_ttl: Option<Duration>,
     live: Vec<LiveGeneration>,
 }

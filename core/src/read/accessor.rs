@@ -252,8 +252,9 @@ pub(crate) trait AnyAccessor: Any + Send + Sync {
     fn set_bypass(&self, bypass: bool);
     /// What makes it stale.
     fn plan(&self) -> &AccessorPlan;
-    /// Its line in the manifest of a generation; `None` if nothing of it is stored.
-    fn listed(&self) -> Option<Listed>;
+    /// Its line in the manifest of a generation, where what is old of it may be served for so long; `None` if nothing of
+    /// it is stored.
+    fn listed(&self, life: Option<Duration>) -> Option<Listed>;
     /// How long an entry may be served.
     fn ttl(&self) -> Option<Duration>;
     fn count_flushed(&self, confirmed: u64, unconfirmed: u64);
@@ -284,7 +285,7 @@ impl<D: Dataset> AnyAccessor for Accessor<D> {
         &self.plan
     }
 
-    fn listed(&self) -> Option<Listed> {
+    fn listed(&self, life: Option<Duration>) -> Option<Listed> {
         if !D::Form::STORED {
             return None;
         }
@@ -293,7 +294,7 @@ impl<D: Dataset> AnyAccessor for Accessor<D> {
             rule: self.plan.rule::<D>(),
             entities: self.plan.entities().map(str::to_owned).collect(),
             flushed: matches!(D::LIFETIME, Lifetime::Ttl(_)),
-            ttl_s: D::LIFETIME.ttl().map(|ttl| ttl.as_secs() + 1),
+            ttl_s: life.map(|life| life.as_secs() + 1),
             lasting: D::OUTLIVES_DEPLOYS.then(String::new),
         })
     }

@@ -656,7 +656,7 @@ impl<S: Source> CacheBuilder<S> {
             Some(outbox) => {
                 let mut manifest = Manifest::default();
                 for accessor in registered.iter() {
-                    if let Some(listed) = accessor.listed() {
+                    if let Some(listed) = accessor.listed(plans.life(accessor.name())) {
                         manifest.list(accessor.name(), listed);
                     }
                 }

@@ -482,7 +482,9 @@ pub(crate) struct Plans<S: Source> {
     by_entity: HashMap<TypeId, EntityPlan>,
     queries: HashMap<(&'static str, &'static str), Arc<dyn AnyQuery<S>>>,
     levels: HashMap<&'static str, usize>,
-    longest_ttl: Duration,
+    /// How long what is old of a data set may be served: what is derived may be built from its base just before that
+    /// expires.
+    lives: HashMap<&'static str, Duration>,
 }
 
 /// Which images of an update are asked for their keys.
@@ -512,12 +514,14 @@ impl<S: Source> Plans<S> {
             by_entity: HashMap::new(),
             queries: HashMap::new(),
             levels: HashMap::new(),
-            longest_ttl: Duration::ZERO,
+            lives: HashMap::new(),
         };
         let mut bases: BTreeMap<&'static str, Vec<&'static str>> = BTreeMap::new();
         for accessor in accessors {
             let plan = accessor.plan();
-            plans.longest_ttl = plans.longest_ttl.max(accessor.ttl().unwrap_or_default());
+            if let Some(ttl) = accessor.ttl() {
+                plans.lives.insert(plan.accessor, ttl);
+            }
             for watch in &plan.watches {
                 let entity = plans.by_entity.entry(watch.entity).or_default();
                 entity.push((Arc::clone(accessor), Arc::clone(&watch.watch)));
@@ -530,8 +534,22 @@ impl<S: Source> Plans<S> {
             }
             bases.insert(plan.accessor, plan.bases.clone());
         }
-        plans.levels = levels(bases)?;
+        plans.levels = levels(&bases)?;
+        plans.outlive(bases);
         Ok(plans)
+    }
+
+    /// Adds to the life of each data set that of its bases.
+    fn outlive(&mut self, bases: BTreeMap<&'static str, Vec<&'static str>>) {
+        let mut bases: Vec<_> = bases.into_iter().collect();
+        bases.sort_by_key(|(accessor, _)| self.level(accessor));
+        for (accessor, bases) in bases {
+            let of_bases = bases.iter().filter_map(|base| self.lives.get(base)).max();
+            let of_bases = of_bases.copied().unwrap_or_default();
+            if let Some(life) = self.lives.get_mut(accessor) {
+                *life += of_bases;
+            }
+        }
     }
 
     /// Adds what a change makes stale; what it touches of each accessor is also handed to `own`.
@@ -614,9 +632,14 @@ impl<S: Source> Plans<S> {
         self.levels.get(accessor).copied().unwrap_or(0)
     }
 
-    /// After this long, nothing is served that was filled before.
-    pub(crate) fn longest_ttl(&self) -> Duration {
-        self.longest_ttl
+    /// How long what is old of this data set may be served; `None` if it never changes.
+    pub(crate) fn life(&self, accessor: &str) -> Option<Duration> {
+        self.lives.get(accessor).copied()
+    }
+
+    /// After this long, nothing is served that was filled before, or built from that.
+    pub(crate) fn longest_life(&self) -> Duration {
+        self.lives.values().max().copied().unwrap_or_default()
     }
 
     /// The query that this was deferred for, if this program has it.
@@ -628,10 +651,10 @@ impl<S: Source> Plans<S> {
 }
 
 fn levels(
-    bases: BTreeMap<&'static str, Vec<&'static str>>,
+    bases: &BTreeMap<&'static str, Vec<&'static str>>,
 ) -> Result<HashMap<&'static str, usize>> {
     let refuse = |problem: String| Err(Error::new(ErrorKind::Config, problem));
-    for (accessor, bases_of) in &bases {
+    for (accessor, bases_of) in bases {
         if let Some(missing) = bases_of.iter().find(|base| !bases.contains_key(*base)) {
             return refuse(format!(
                 "data set `{accessor}` has the base `{missing}`, which isn't registered; name it in `larder::dataset!`"
@@ -642,7 +665,7 @@ fn levels(
     // Each round puts every accessor above its bases; without a circle, as many rounds as there are accessors do.
     for _ in 0..=bases.len() {
         let mut moved = None;
-        for (accessor, bases_of) in &bases {
+        for (accessor, bases_of) in bases {
             let above = bases_of
                 .iter()
                 .map(|base| levels[base] + 1)

@@ -136,7 +136,7 @@ impl Stale {
         }
     }
 
-    /// As rows of the outbox, each of at most 10,000 keys.
+    /// As rows of the outbox, each of at most 2,000 keys.
     pub(crate) fn rows(&self) -> Vec<String> {
         if self.len() <= ROW {
             return vec![self.text()];

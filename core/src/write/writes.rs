@@ -179,7 +179,7 @@ impl<S: Source> Writes<S> {
             until: now,
             holds: HashMap::new(),
         });
-        *until = now + self.plans.longest_ttl();
+        *until = now + self.plans.longest_life();
         for accessor in accessors {
             if !holds.contains_key(accessor) {
                 let hold = self.undelivered.hold_accessor(accessor);

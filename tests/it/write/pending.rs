@@ -9,6 +9,7 @@ use super::office::{
     ON, Office, Process, User, Without, ada, everything, fresh, pending, quiet, shows,
 };
 use crate::read::gate::Gate;
+use crate::read::shelf::HOUR;
 use std::sync::Arc;
 
 /// Longer than a row of the outbox waits for its writer, and then for a relay.
@@ -296,7 +297,7 @@ async fn without_an_outbox_what_is_too_much_is_held_for_its_ttl() {
         0,
         "what it knows is delivered"
     );
-    tokio::time::sleep(Duration::from_secs(3_700)).await;
+    tokio::time::sleep(2 * HOUR).await;
     assert_eq!(process.stats().writes.held_accessors.len(), 0);
 }
 
