@@ -227,8 +227,8 @@ struct Registration {
     seen: Mutex<HashMap<String, Duration>>,
     pools: Mutex<HashMap<String, Arc<dyn Backend>>>,
     open: OpenPool,
-    /// Held by whoever asks the register.
-    asking: tokio::sync::Mutex<()>,
+    /// Held by whoever asks the register; how it failed last.
+    asking: tokio::sync::Mutex<Option<Failure>>,
     warned_of_many: Mutex<Option<usize>>,
 }
 
@@ -328,9 +328,14 @@ impl Generations {
             return Ok(Arc::clone(&self.targets.load().all));
         };
         if !self.knows(FRESH) && !self.switches.is_off(Mechanism::RegisterAfterCommit) {
-            let _asking = registration.asking.lock().await;
+            let came = self.rt.awake();
+            let mut failed = registration.asking.lock().await;
             if !self.knows(FRESH) {
-                self.ask_now(registration).await?;
+                // Whoever waited while the database didn't answer doesn't wait for it once more, one after the other.
+                if let Some(Failure { error, .. }) = failed.as_ref().filter(|last| last.at > came) {
+                    return Err(error.clone());
+                }
+                self.ask_now(registration, &mut failed).await?;
             }
         }
         Ok(Arc::clone(&self.targets.load().all))
@@ -500,26 +505,36 @@ impl Generations {
         let entered = registration.entrant.enter(&*registration.register);
         let (id, is_minted) = answered(self.rt, entered).await?;
         {
-            let _asking = registration.asking.lock().await;
+            let mut failed = registration.asking.lock().await;
             *registration.lock_entered() = Entered {
                 at: self.rt.awake(),
                 is_minted,
             };
             registration.id.store(Arc::new(id));
-            self.ask_now(registration).await?;
+            self.ask_now(registration, &mut failed).await?;
         }
         Ok(())
     }
 
     async fn ask(&self, registration: &Registration) -> Result<Found> {
-        let _asking = registration.asking.lock().await;
-        self.ask_now(registration).await
+        let mut failed = registration.asking.lock().await;
+        self.ask_now(registration, &mut failed).await
     }
 
     /// Reads the register, and understands it. One at a time: what was read first mustn't be understood last.
-    async fn ask_now(&self, registration: &Registration) -> Result<Found> {
+    async fn ask_now(
+        &self,
+        registration: &Registration,
+        failed: &mut Option<Failure>,
+    ) -> Result<Found> {
         let sent = self.rt.awake();
-        let registered = answered(self.rt, registration.register.read()).await?;
+        let read = answered(self.rt, registration.register.read()).await;
+        let registered = read.inspect_err(|error| {
+            *failed = Some(Failure {
+                at: self.rt.awake(),
+                error: error.clone(),
+            });
+        })?;
         let asked = Asked {
             sent,
             answered: self.rt.awake(),
@@ -568,6 +583,12 @@ struct Entered {
     at: Duration,
     /// Whether it registered the generation itself.
     is_minted: bool,
+}
+
+/// That the register couldn't be asked.
+struct Failure {
+    at: Duration,
+    error: Error,
 }
 
 /// What follows from one look at the register.
