@@ -422,6 +422,15 @@ impl Generations {
                 ),
             ));
         };
+        if registration.entrant.manifest.get(accessor).is_none() {
+            return Err(Error::new(
+                ErrorKind::Config,
+                format!(
+                    "`{accessor}` can't be purged: it wasn't registered when the cache was built, so that no manifest lists \
+                     it; name it in `larder::dataset!`"
+                ),
+            ));
+        }
         let mut decide = |registered: &Registered| {
             let recent = |purge: &&Purge| purge.accessor == accessor && purge.age < PURGED;
             if let Some(purge) = registered.purges.iter().find(recent) {

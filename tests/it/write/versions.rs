@@ -753,3 +753,20 @@ async fn what_nobody_flushes_is_cached_beside_any_version() {
     assert_eq!(text::<Constant>(&new).await, "7");
     assert_eq!(new.line.loaded(), 1);
 }
+
+/// No manifest lists it, so that nobody would read it elsewhere.
+#[tokio::test(start_paused = true)]
+async fn what_was_not_registered_cannot_be_purged() {
+    let office = Office::new(ON);
+    let process = office.process().await;
+    text::<Constant>(&process).await;
+    let refused = process.purge("constant").await.unwrap_err();
+    assert!(refused.to_string().contains("dataset!"), "{refused}");
+    let process = version(&office, "2", |b| everything(b).register::<Constant>()).await;
+    text::<Constant>(&process).await;
+    process.purge("constant").await.unwrap();
+    tokio::time::sleep(ACTIVE).await;
+    let loaded = process.line.loaded();
+    text::<Constant>(&process).await;
+    assert_eq!(process.line.loaded(), loaded + 1);
+}
