@@ -314,9 +314,16 @@ impl Settling {
 /// Tries flushes again that only this process remembers.
 async fn retry<S: Source>(shared: &Arc<Shared<S>>, which: impl Fn(&Waiting) -> bool) {
     for mut waiting in shared.writes.take_waiting(which) {
-        let stale = std::mem::take(&mut waiting.stale);
+        let stale = waiting.stale.copy();
         let trips = shared.writes.counters.trips(None);
-        let delivered = deliver(shared, stale, &trips).await;
+        // A panic of a store mustn't let go of what it didn't delete.
+        let Some(delivered) = unwinding(deliver(shared, stale, &trips)).await else {
+            tracing::error!("a flush panicked, and is tried again");
+            waiting.attempts += 1;
+            waiting.next = shared.rt.now() + pause(waiting.attempts);
+            shared.writes.wait(waiting);
+            continue;
+        };
         let now = shared.rt.now();
         if delivered.cause.is_none() {
             waiting.deliver.delivered();
@@ -325,7 +332,7 @@ async fn retry<S: Source>(shared: &Arc<Shared<S>>, which: impl Fn(&Waiting) -> b
         waiting.attempts += 1;
         waiting.next = now + pause(waiting.attempts);
         waiting.stale = delivered.rest;
-        shared.writes.wait_again(waiting);
+        shared.writes.wait(waiting);
     }
 }
 

@@ -155,11 +155,7 @@ impl<S: Source> Writes<S> {
         if !rows.is_empty() {
             stale = Stale::default();
         }
-        let mut waiting = self.lock_waiting();
-        if self.given_up.load(Ordering::Relaxed) {
-            deliver.give_up();
-        }
-        waiting.push(Waiting {
+        self.wait(Waiting {
             stale,
             rows,
             deliver,
@@ -167,7 +163,6 @@ impl<S: Source> Writes<S> {
             next: now + pause(0),
             hold,
         });
-        drop(waiting);
         self.added.notify_one();
         pending
     }
@@ -233,8 +228,13 @@ impl<S: Source> Writes<S> {
         self.lock_waiting().extract_if(.., is_delivered).collect()
     }
 
-    pub(super) fn wait_again(&self, waiting: Waiting) {
-        self.lock_waiting().push(waiting);
+    /// Has a flush wait; where the cache is closed, nobody waits for it.
+    pub(super) fn wait(&self, waiting: Waiting) {
+        let mut all = self.lock_waiting();
+        if self.given_up.load(Ordering::Relaxed) {
+            waiting.deliver.give_up();
+        }
+        all.push(waiting);
     }
 
     /// The rows of the outbox that flushes of this process wait for.
