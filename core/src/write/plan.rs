@@ -444,6 +444,7 @@ impl AccessorPlan {
         let mut lines: Vec<String> = (self.watches.iter())
             .map(|watch| format!("on {watch}"))
             .chain(self.bases.iter().map(|base| format!("base {base}")))
+            .chain(self.by_hand.then(|| "by hand".to_owned()))
             .collect();
         lines.sort();
         let text = format!(
@@ -480,6 +481,8 @@ impl fmt::Display for AnyWatch {
 /// All plans of one cache.
 pub(crate) struct Plans<S: Source> {
     by_entity: HashMap<TypeId, EntityPlan>,
+    /// Which type an entity's name stands for.
+    entities: HashMap<&'static str, TypeId>,
     queries: HashMap<(&'static str, &'static str), Arc<dyn AnyQuery<S>>>,
     levels: HashMap<&'static str, usize>,
     /// How long what is old of a data set may be served: what is derived may be built from its base just before that
@@ -512,6 +515,7 @@ impl<S: Source> Plans<S> {
     ) -> Result<Self> {
         let mut plans = Self {
             by_entity: HashMap::new(),
+            entities: HashMap::new(),
             queries: HashMap::new(),
             levels: HashMap::new(),
             lives: HashMap::new(),
@@ -523,6 +527,10 @@ impl<S: Source> Plans<S> {
                 plans.lives.insert(plan.accessor, ttl);
             }
             for watch in &plan.watches {
+                let named = plans.entities.entry(watch.entity_name);
+                if *named.or_insert(watch.entity) != watch.entity {
+                    return Err(two_types(watch.entity_name));
+                }
                 let entity = plans.by_entity.entry(watch.entity).or_default();
                 entity.push((Arc::clone(accessor), Arc::clone(&watch.watch)));
             }
@@ -574,7 +582,10 @@ impl<S: Source> Plans<S> {
             ));
         }
         let Some(watchers) = self.by_entity.get(&TypeId::of::<T>()) else {
-            return Ok(());
+            return match self.entities.contains_key(T::NAME) {
+                true => Err(two_types(T::NAME)),
+                false => Ok(()),
+            };
         };
         for (accessor, watch) in watchers {
             let watch: &Watch<T> = watch.downcast_ref().expect("watches are kept by entity");
@@ -648,6 +659,16 @@ impl<S: Source> Plans<S> {
         let found = self.queries.iter().find(|(known, _)| **known == place);
         found.map(|(_, query)| query)
     }
+}
+
+fn two_types(entity: &str) -> Error {
+    Error::new(
+        ErrorKind::Config,
+        format!(
+            "two types are the entity `{entity}`, and what watches one isn't flushed by changes of the other; give the \
+             other a NAME of its own, or write and watch one type"
+        ),
+    )
 }
 
 fn levels(
