@@ -46,6 +46,8 @@ pub(crate) struct Setting<'a> {
     pub(crate) dictionaries: &'a HashMap<TypeId, Dictionaries>,
     /// Whether the cache is built already, so that the flush plans don't know this any more.
     pub(crate) late: bool,
+    /// Whether there are other versions, which must find the keys of what is flushed.
+    pub(crate) outbox: bool,
     /// Whether the cache has in-process tiers.
     pub(crate) tiers: bool,
 }
@@ -340,9 +342,10 @@ fn marshaller<D: Dataset>(setting: &Setting<'_>, plan: &AccessorPlan) -> Result<
     if let Some(problem) = plan.problem(D::LIFETIME, remembers_absence) {
         return refuse(problem);
     }
-    if setting.late && plan.watches_something() {
+    let by_hand = matches!(D::LIFETIME, Lifetime::Ttl(_)) && setting.outbox;
+    if setting.late && (plan.watches_something() || by_hand) {
         return refuse(
-            "has a flush plan, and wasn't registered when the cache was built; name it in `larder::dataset!`".into(),
+            "is flushed, and wasn't registered when the cache was built; name it in `larder::dataset!`".into(),
         );
     }
     if D::OUTLIVES_DEPLOYS && D::REVISION == 0 {

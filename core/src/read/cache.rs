@@ -401,6 +401,7 @@ impl<S: Source> Cache<S> {
         let shared = &*self.shared;
         let setting = Setting {
             late: true,
+            outbox: shared.writes.outbox.is_some(),
             pool: &shared.backend.pool(),
             dictionaries: &shared.dictionaries,
             tiers: shared.tiers.is_some(),
@@ -630,9 +631,11 @@ impl<S: Source> CacheBuilder<S> {
             backend = wrap(backend, self.rt);
         }
         backend.start().await?;
+        let outbox = self.source.outbox();
         let mut registered = Accessors::default();
         let setting = Setting {
             late: false,
+            outbox: outbox.is_some(),
             pool: &backend.pool(),
             dictionaries: &self.dictionaries,
             tiers: self.tiers.is_some(),
@@ -651,7 +654,6 @@ impl<S: Source> CacheBuilder<S> {
         }
         // Before the registration, which would outlast a refusal.
         let plans = Plans::new(registered.iter())?;
-        let outbox = self.source.outbox();
         let generations = match &outbox {
             Some(outbox) => {
                 let mut manifest = Manifest::default();

@@ -770,3 +770,29 @@ async fn what_was_not_registered_cannot_be_purged() {
     text::<Constant>(&process).await;
     assert_eq!(process.line.loaded(), loaded + 1);
 }
+
+data_set!(
+    /// Flushed by the application.
+    ByHand = "by_hand": u64 => String;
+    |plan| plan.by_hand();
+    |conn, id| conn.find::<User>(*id).map(|user| user.name)
+);
+
+/// Other versions can't know its keys, or that they have to.
+#[tokio::test(start_paused = true)]
+async fn what_is_flushed_by_hand_is_cached_beside_other_versions_if_all_list_it() {
+    let office = Office::new(ON);
+    let process = office.process().await;
+    text::<ByHand>(&process).await;
+    text::<ByHand>(&process).await;
+    assert_eq!(process.line.loaded(), 2, "it isn't listed");
+    let listed = version(&office, "2", |b| b.register::<ByHand>()).await;
+    text::<ByHand>(&listed).await;
+    text::<ByHand>(&listed).await;
+    assert_eq!(listed.line.loaded(), 2, "by one version alone");
+    process.line.cut(true);
+    tokio::time::sleep(ENDED).await;
+    text::<ByHand>(&listed).await;
+    text::<ByHand>(&listed).await;
+    assert_eq!(listed.line.loaded(), 3);
+}
