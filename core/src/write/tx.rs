@@ -158,10 +158,9 @@ impl<S: Transactional> Tx<S> {
                 if let Some(scope) = scope.filter(|_| accessor.tier() == TierKind::Request) {
                     own.push(match touched {
                         Touching::Keys(keys) => {
-                            let prefix = generations.prefix_of(accessor.name());
-                            Own::drop_from(scope, keys.under(prefix))
+                            Own::drop_from(scope, generations, accessor.name(), keys.clone())
                         }
-                        Touching::Unknown => Own::end(scope),
+                        Touching::Unknown => Own::end(scope, generations, accessor.name()),
                     });
                 }
             },
@@ -420,7 +419,7 @@ impl<S: Transactional> Commit<S> {
                 counters.unknown.add(1);
                 // Its rows in the outbox may appear yet, so they are left to the relay.
                 Writes::flush(shared, stale, Vec::new(), cache.tally()).await;
-                Own::settle(own, &shared.writes.undelivered);
+                Own::settle(own, shared);
                 return Err(CommitError::Unknown(error));
             }
         }
@@ -429,7 +428,7 @@ impl<S: Transactional> Commit<S> {
             true => Flush::Fresh,
             false => Writes::flush(shared, stale, ids, cache.tally()).await,
         };
-        Own::settle(own, &shared.writes.undelivered);
+        Own::settle(own, shared);
         Ok(Committed {
             flush,
             flushing: shared.rt.now() - began,
