@@ -1,5 +1,5 @@
-//! The tasks that keep promises: one renews the registration, one relays the outbox, one settles what was delivered; without
-//! a database, one retries flushes.
+//! The tasks that keep promises: one renews the registration, one relays the outbox, one counts it, one settles what was
+//! delivered; without a database, one retries flushes.
 
 use std::collections::{HashMap, HashSet};
 use std::pin::Pin;
@@ -31,6 +31,9 @@ const READ: Duration = Duration::from_millis(1_200);
 
 /// How often a registration is renewed.
 const RENEW: Duration = Duration::from_secs(10);
+
+/// How often the rows of the outbox are counted.
+const COUNT: Duration = Duration::from_secs(10);
 
 /// How often the outbox is looked at, by any process.
 const POLL: Duration = Duration::from_secs(1);
@@ -69,6 +72,7 @@ pub(crate) async fn start<S: Source>(shared: &Arc<Shared<S>>) -> Result<()> {
         Some(_) => {
             keep(Box::pin(keep_registered(Weak::clone(&weak), pause.clone())));
             keep(Box::pin(keep_relaying(Weak::clone(&weak), pause.clone())));
+            keep(Box::pin(keep_counting(Weak::clone(&weak), pause.clone())));
             keep(Box::pin(keep_settling(weak, foreign, pause)));
         }
         None => {
@@ -174,12 +178,6 @@ async fn keep_registered<S: Source>(shared: Weak<Shared<S>>, pause: Pause) {
         let renew = renewing.is_due(pause.rt);
         let kept = watched(shared.generations.keep(renew)).await;
         report("the register of generations", kept);
-        if renew
-            && let Some(outbox) = &shared.writes.outbox
-            && let Some(backlog) = report("the outbox", answered(shared.rt, outbox.backlog()).await)
-        {
-            shared.writes.counters.set_backlog(backlog);
-        }
     }
 }
 
@@ -202,6 +200,22 @@ async fn keep_relaying<S: Source>(shared: Weak<Shared<S>>, pause: Pause) {
         };
         if sweeping.is_due(pause.rt) {
             report("the outbox", sweep(&shared, &**outbox).await);
+        }
+    }
+}
+
+/// Counts what waits in the outbox, until the cache is gone: a table that has grown takes long, and nothing else waits.
+async fn keep_counting<S: Source>(shared: Weak<Shared<S>>, pause: Pause) {
+    let mut wait = COUNT.mul_f64(fastrand::f64());
+    while let Some(()) = pause.until(pause.rt.sleep(wait)).await {
+        let Some(shared) = shared.upgrade() else {
+            return;
+        };
+        wait = jittered(COUNT);
+        if let Some(outbox) = &shared.writes.outbox
+            && let Some(backlog) = report("the outbox", answered(shared.rt, outbox.backlog()).await)
+        {
+            shared.writes.counters.set_backlog(backlog);
         }
     }
 }

@@ -284,3 +284,18 @@ async fn a_register_that_hangs_keeps_no_flush_waiting_for_another() {
         began.elapsed()
     );
 }
+
+/// As it is when a cache server was away for long.
+#[tokio::test(start_paused = true)]
+async fn an_outbox_that_is_slow_to_count_costs_no_hits() {
+    let office = Office::new(ON);
+    let process = office.process().await;
+    process.name().await;
+    process.line.counts().close();
+    let loaded = process.line.loaded();
+    for _ in 0..60 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        process.name().await;
+    }
+    assert_eq!(process.line.loaded(), loaded);
+}
