@@ -437,6 +437,18 @@ async fn generation_ends_unless_it_is_renewed<D: Database>(database: D) {
     assert!(!other.await.unwrap());
 }
 
+async fn ended_generation_is_listed_and_not_renewed<D: Database>(database: D) {
+    let scene = Scene::new(database).await;
+    let end = |id: &str| Edit::End { id: id.to_owned() };
+    scene.edit([end("live"), end("never")]).await;
+    let live = scene.generation("live").await;
+    assert!(live.is_some_and(|live| live.left.is_zero()));
+    let renewed = scene.outbox.renew("live", LONG, Duration::ZERO);
+    assert!(!renewed.await.unwrap());
+    let fresh = scene.outbox.renew("live", LONG, LONG);
+    assert!(!fresh.await.unwrap());
+}
+
 async fn deleted_generation_leaves_its_rows<D: Database>(database: D) {
     let scene = Scene::new(database).await;
     let ids = scene.push(&["a"], Duration::ZERO).await;
@@ -579,6 +591,7 @@ macro_rules! __database_cases {
             backlog_is_counted,
             minted_generation_is_listed_as_it_is,
             generation_ends_unless_it_is_renewed,
+            ended_generation_is_listed_and_not_renewed,
             deleted_generation_leaves_its_rows,
             open_transaction_holds_its_generation,
             refused_edit_changes_nothing,

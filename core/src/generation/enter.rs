@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use crate::contract::{Error, ErrorKind, Pool, Prefix, Reach, Result};
 use crate::switches::{Mechanism, Switches};
-use crate::write::{Edit, Generation, Register, Registered};
+use crate::write::{Edit, Generation, Purge, Register, Registered};
 
-use super::{Listed, Manifest, REGISTRATION};
+use super::{EVERYTHING, Listed, Manifest, PURGED, REGISTRATION};
 
 /// A process that wants to be part of a generation.
 #[derive(Debug)]
@@ -159,13 +159,20 @@ impl Entrant {
     }
 }
 
-/// Ends generations, and gives up what is cached of data sets that one of them couldn't flush: those who stopped reading them
-/// for its sake begin again, and its writes flushed nothing of them.
+/// Deletes generations, and gives up what is cached of data sets that one of them couldn't flush: those who stopped reading
+/// them for its sake begin again, and its writes flushed nothing of them.
+///
+/// Those that a rotation has ended stay while somebody may still read by them, so that what was committed before is
+/// flushed there too.
 pub(super) fn end(
     registered: &Registered,
     is_over: impl Fn(&Generation) -> bool,
     switches: Switches,
 ) -> Vec<Edit> {
+    let rotated = |purge: &Purge| purge.accessor == EVERYTHING && purge.age < PURGED;
+    if !switches.is_off(Mechanism::Activation) && registered.purges.iter().any(rotated) {
+        return Vec::new();
+    }
     let (over, live): (Vec<&Generation>, Vec<&Generation>) = registered
         .generations
         .iter()

@@ -28,7 +28,7 @@ pub(crate) struct Listed {
     /// Whether anything flushes it, so that every writer must know how.
     #[serde(default)]
     pub(crate) flushed: bool,
-    /// How long its entries may be served.
+    /// How long what is old may be served, its own time and that of its bases.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) ttl_s: Option<u64>,
     /// With what its keys begin, if its entries outlive a deploy.

@@ -159,7 +159,7 @@ pub enum Uncached {
 struct Targets {
     at: Duration,
     all: Arc<[Target]>,
-    /// The longest time for which anything that any of them caches may be served.
+    /// The longest time for which anything that any of them caches may be served, and what is built from that.
     longest_ttl: Option<Duration>,
     live: Vec<LiveGeneration>,
 }
@@ -227,8 +227,8 @@ struct Registration {
     seen: Mutex<HashMap<String, Duration>>,
     pools: Mutex<HashMap<String, Arc<dyn Backend>>>,
     open: OpenPool,
-    /// Held by whoever asks the register.
-    asking: tokio::sync::Mutex<()>,
+    /// Held by whoever asks the register; how it failed last.
+    asking: tokio::sync::Mutex<Option<Failure>>,
     warned_of_many: Mutex<Option<usize>>,
 }
 
@@ -328,9 +328,14 @@ impl Generations {
             return Ok(Arc::clone(&self.targets.load().all));
         };
         if !self.knows(FRESH) && !self.switches.is_off(Mechanism::RegisterAfterCommit) {
-            let _asking = registration.asking.lock().await;
+            let came = self.rt.awake();
+            let mut failed = registration.asking.lock().await;
             if !self.knows(FRESH) {
-                self.ask_now(registration).await?;
+                // Whoever waited while the database didn't answer doesn't wait for it once more, one after the other.
+                if let Some(Failure { error, .. }) = failed.as_ref().filter(|last| last.at > came) {
+                    return Err(error.clone());
+                }
+                self.ask_now(registration, &mut failed).await?;
             }
         }
         Ok(Arc::clone(&self.targets.load().all))
@@ -417,6 +422,15 @@ impl Generations {
                 ),
             ));
         };
+        if registration.entrant.manifest.get(accessor).is_none() {
+            return Err(Error::new(
+                ErrorKind::Config,
+                format!(
+                    "`{accessor}` can't be purged: it wasn't registered when the cache was built, so that no manifest lists \
+                     it; name it in `larder::dataset!`"
+                ),
+            ));
+        }
         let mut decide = |registered: &Registered| {
             let recent = |purge: &&Purge| purge.accessor == accessor && purge.age < PURGED;
             if let Some(purge) = registered.purges.iter().find(recent) {
@@ -435,7 +449,7 @@ impl Generations {
         self.ask(registration).await.map(drop)
     }
 
-    /// Deletes every registration, so that each process registers anew and finds an empty cache: after a restore of the
+    /// Ends every registration, so that each process registers anew and finds an empty cache: after a restore of the
     /// database, whose rows are older than what is cached.
     pub(crate) async fn rotate(&self) -> Result<()> {
         let Some(registration) = &self.registration else {
@@ -446,8 +460,11 @@ impl Generations {
         };
         let mut decide = |registered: &Registered| {
             let ids = registered.generations.iter().map(|live| live.id.clone());
-            // Until nobody can read what they have left, nobody commits.
-            let edits = ids.map(|id| Edit::Delete { id });
+            // Until nobody can read what they have left, nobody commits, and what was committed before is flushed there.
+            let edits = ids.map(|id| match self.switches.is_off(Mechanism::Activation) {
+                true => Edit::Delete { id },
+                false => Edit::End { id },
+            });
             Ok(edits.chain([enter::purge(EVERYTHING)]).collect())
         };
         answered(self.rt, registration.register.edit(&mut decide)).await?;
@@ -497,26 +514,36 @@ impl Generations {
         let entered = registration.entrant.enter(&*registration.register);
         let (id, is_minted) = answered(self.rt, entered).await?;
         {
-            let _asking = registration.asking.lock().await;
+            let mut failed = registration.asking.lock().await;
             *registration.lock_entered() = Entered {
                 at: self.rt.awake(),
                 is_minted,
             };
             registration.id.store(Arc::new(id));
-            self.ask_now(registration).await?;
+            self.ask_now(registration, &mut failed).await?;
         }
         Ok(())
     }
 
     async fn ask(&self, registration: &Registration) -> Result<Found> {
-        let _asking = registration.asking.lock().await;
-        self.ask_now(registration).await
+        let mut failed = registration.asking.lock().await;
+        self.ask_now(registration, &mut failed).await
     }
 
     /// Reads the register, and understands it. One at a time: what was read first mustn't be understood last.
-    async fn ask_now(&self, registration: &Registration) -> Result<Found> {
+    async fn ask_now(
+        &self,
+        registration: &Registration,
+        failed: &mut Option<Failure>,
+    ) -> Result<Found> {
         let sent = self.rt.awake();
-        let registered = answered(self.rt, registration.register.read()).await?;
+        let read = answered(self.rt, registration.register.read()).await;
+        let registered = read.inspect_err(|error| {
+            *failed = Some(Failure {
+                at: self.rt.awake(),
+                error: error.clone(),
+            });
+        })?;
         let asked = Asked {
             sent,
             answered: self.rt.awake(),
@@ -565,6 +592,12 @@ struct Entered {
     at: Duration,
     /// Whether it registered the generation itself.
     is_minted: bool,
+}
+
+/// That the register couldn't be asked.
+struct Failure {
+    at: Duration,
+    error: Error,
 }
 
 /// What follows from one look at the register.

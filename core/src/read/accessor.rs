@@ -47,6 +47,8 @@ pub(crate) struct Setting<'a> {
     pub(crate) dictionaries: &'a HashMap<TypeId, Dictionaries>,
     /// Whether the cache is built already, so that the flush plans don't know this any more.
     pub(crate) late: bool,
+    /// Whether there are other versions, which must find the keys of what is flushed.
+    pub(crate) outbox: bool,
     /// Whether the cache has in-process tiers.
     pub(crate) tiers: bool,
 }
@@ -256,8 +258,9 @@ pub(crate) trait AnyAccessor: Any + Send + Sync {
     fn set_bypass(&self, bypass: bool);
     /// What makes it stale.
     fn plan(&self) -> &AccessorPlan;
-    /// Its line in the manifest of a generation; `None` if nothing of it is stored.
-    fn listed(&self) -> Option<Listed>;
+    /// Its line in the manifest of a generation, where what is old of it may be served for so long; `None` if nothing of
+    /// it is stored.
+    fn listed(&self, life: Option<Duration>) -> Option<Listed>;
     /// How long an entry may be served.
     fn ttl(&self) -> Option<Duration>;
     fn count_flushed(&self, confirmed: u64, unconfirmed: u64);
@@ -288,7 +291,7 @@ impl<D: Dataset> AnyAccessor for Accessor<D> {
         &self.plan
     }
 
-    fn listed(&self) -> Option<Listed> {
+    fn listed(&self, life: Option<Duration>) -> Option<Listed> {
         if !D::Form::STORED {
             return None;
         }
@@ -297,7 +300,7 @@ impl<D: Dataset> AnyAccessor for Accessor<D> {
             rule: self.plan.rule::<D>(),
             entities: self.plan.entities().map(str::to_owned).collect(),
             flushed: matches!(D::LIFETIME, Lifetime::Ttl(_)),
-            ttl_s: D::LIFETIME.ttl().map(|ttl| ttl.as_secs() + 1),
+            ttl_s: life.map(|life| life.as_secs() + 1),
             lasting: D::OUTLIVES_DEPLOYS.then(String::new),
         })
     }
@@ -335,9 +338,10 @@ fn marshaller<D: Dataset>(setting: &Setting<'_>, plan: &AccessorPlan) -> Result<
     if let Some(problem) = plan.problem(D::LIFETIME, remembers_absence) {
         return refuse(problem);
     }
-    if setting.late && plan.watches_something() {
+    let by_hand = matches!(D::LIFETIME, Lifetime::Ttl(_)) && setting.outbox;
+    if setting.late && (plan.watches_something() || by_hand) {
         return refuse(
-            "has a flush plan, and wasn't registered when the cache was built; name it in `larder::dataset!`".into(),
+            "is flushed, and wasn't registered when the cache was built; name it in `larder::dataset!`".into(),
         );
     }
     if D::OUTLIVES_DEPLOYS && D::REVISION == 0 {

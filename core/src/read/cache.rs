@@ -417,6 +417,7 @@ impl<S: Source> Cache<S> {
         let shared = &*self.shared;
         let setting = Setting {
             late: true,
+            outbox: shared.writes.outbox.is_some(),
             pool: &shared.backend.pool(),
             dictionaries: &shared.dictionaries,
             tiers: shared.tiers.is_some(),
@@ -653,9 +654,11 @@ impl<S: Source> CacheBuilder<S> {
             backend = wrap(backend, self.rt);
         }
         backend.start().await?;
+        let outbox = self.source.outbox();
         let mut registered = Accessors::default();
         let setting = Setting {
             late: false,
+            outbox: outbox.is_some(),
             pool: &backend.pool(),
             dictionaries: &self.dictionaries,
             tiers: self.tiers.is_some(),
@@ -674,12 +677,11 @@ impl<S: Source> CacheBuilder<S> {
         }
         // Before the registration, which would outlast a refusal.
         let plans = Plans::new(registered.iter())?;
-        let outbox = self.source.outbox();
         let generations = match &outbox {
             Some(outbox) => {
                 let mut manifest = Manifest::default();
                 for accessor in registered.iter() {
-                    if let Some(listed) = accessor.listed() {
+                    if let Some(listed) = accessor.listed(plans.life(accessor.name())) {
                         manifest.list(accessor.name(), listed);
                     }
                 }

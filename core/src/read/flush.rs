@@ -40,7 +40,7 @@ impl<S: Source> Cache<S> {
         }
         let own = self.own::<D>(&logical);
         if !D::Form::STORED {
-            Own::settle(own.into_iter().collect(), &self.shared.writes.undelivered);
+            Own::settle(own.into_iter().collect(), &self.shared);
             return Ok(());
         }
         let mut stale = Stale::default();
@@ -51,7 +51,7 @@ impl<S: Source> Cache<S> {
         let task = self.shared.tasks.track_future(async move {
             let _unsettled = unsettled;
             let (flush, rest) = Writes::flush_and_tell(&shared, stale, tally.as_ref()).await;
-            Own::settle(own.into_iter().collect(), &shared.writes.undelivered);
+            Own::settle(own.into_iter().collect(), &shared);
             match flush {
                 Flush::Fresh => Ok(()),
                 Flush::Pending(pending) => Err(FlushError {
@@ -83,6 +83,8 @@ impl<S: Source> Cache<S> {
         if D::Tier::KIND != TierKind::Request {
             return None;
         }
-        Some(Own::drop_from(scope, logical.under(self.prefix_of::<D>())))
+        let generations = &self.shared.generations;
+        let own = Own::drop_from(scope, generations, D::NAME, logical.clone());
+        Some(own)
     }
 }

@@ -8,15 +8,20 @@ use super::{Entity, FieldBits};
 /// An image of an entity that was read under a row lock, in the transaction that holds it.
 ///
 /// Only the guard makes one, by [`Tx::lock`](crate::Tx::lock): a before image that was read without the lock may be older
-/// than another write, whose key then nobody flushes.
+/// than another write, whose key then nobody flushes. It stands for its lock: a change that is said by it in another
+/// transaction, or after the savepoint was undone in which it was read, is refused at the commit.
 #[derive(Debug)]
 pub struct Before<T> {
     image: T,
+    lock: LockId,
 }
 
+/// Names the lock of a row, within one cache; later ones are greater.
+pub(super) type LockId = u64;
+
 impl<T> Before<T> {
-    pub(super) fn new(image: T) -> Self {
-        Self { image }
+    pub(super) fn new(image: T, lock: LockId) -> Self {
+        Self { image, lock }
     }
 
     /// The image, for those who change it in place; it stands for nothing any more.
@@ -39,6 +44,8 @@ impl<T> Deref for Before<T> {
 pub struct Change<'a, T: Entity> {
     pub(super) what: What<'a, T>,
     pub(super) fields: FieldBits,
+    /// Under which its image before was read, if it has to be one of the transaction's.
+    pub(super) lock: Option<LockId>,
 }
 
 pub(super) enum What<'a, T: Entity> {
@@ -57,7 +64,10 @@ impl<'a, T: Entity> Change<'a, T> {
 
     /// A row was changed.
     pub fn update(before: &'a Before<T>, after: &'a T) -> Self {
-        Self::update_unlocked(before, after)
+        Self {
+            lock: Some(before.lock),
+            ..Self::update_unlocked(before, after)
+        }
     }
 
     /// A row was changed, and its image before that wasn't read under its lock.
@@ -70,7 +80,10 @@ impl<'a, T: Entity> Change<'a, T> {
 
     /// A row was deleted; all of its fields count as changed.
     pub fn delete(before: &'a Before<T>) -> Self {
-        Self::delete_unlocked(before)
+        Self {
+            lock: Some(before.lock),
+            ..Self::delete_unlocked(before)
+        }
     }
 
     /// A row was deleted, and its image wasn't read under its lock: see [`Change::update_unlocked`].
@@ -95,6 +108,7 @@ impl<'a, T: Entity> Change<'a, T> {
         Self {
             what: What::Images { before, after },
             fields,
+            lock: None,
         }
     }
 }
@@ -108,6 +122,7 @@ impl<T: Entity> Change<'static, T> {
         Self {
             what: What::Rows(ids.into_iter().collect()),
             fields: fields.into(),
+            lock: None,
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The tasks that keep promises: one renews the registration, one relays the outbox, one settles what was delivered; without
-//! a database, one retries flushes.
+//! The tasks that keep promises: one renews the registration, one relays the outbox, one counts it, one settles what was
+//! delivered; without a database, one retries flushes.
 
 use std::collections::{HashMap, HashSet};
 use std::pin::Pin;
@@ -31,6 +31,9 @@ const READ: Duration = Duration::from_millis(1_200);
 
 /// How often a registration is renewed.
 const RENEW: Duration = Duration::from_secs(10);
+
+/// How often the rows of the outbox are counted.
+const COUNT: Duration = Duration::from_secs(10);
 
 /// How often the outbox is looked at, by any process.
 const POLL: Duration = Duration::from_secs(1);
@@ -69,6 +72,7 @@ pub(crate) async fn start<S: Source>(shared: &Arc<Shared<S>>) -> Result<()> {
         Some(_) => {
             keep(Box::pin(keep_registered(Weak::clone(&weak), pause.clone())));
             keep(Box::pin(keep_relaying(Weak::clone(&weak), pause.clone())));
+            keep(Box::pin(keep_counting(Weak::clone(&weak), pause.clone())));
             keep(Box::pin(keep_settling(weak, foreign, pause)));
         }
         None => {
@@ -174,12 +178,6 @@ async fn keep_registered<S: Source>(shared: Weak<Shared<S>>, pause: Pause) {
         let renew = renewing.is_due(pause.rt);
         let kept = watched(shared.generations.keep(renew)).await;
         report("the register of generations", kept);
-        if renew
-            && let Some(outbox) = &shared.writes.outbox
-            && let Some(backlog) = report("the outbox", answered(shared.rt, outbox.backlog()).await)
-        {
-            shared.writes.counters.set_backlog(backlog);
-        }
     }
 }
 
@@ -202,6 +200,22 @@ async fn keep_relaying<S: Source>(shared: Weak<Shared<S>>, pause: Pause) {
         };
         if sweeping.is_due(pause.rt) {
             report("the outbox", watched(sweep(&shared, &**outbox)).await);
+        }
+    }
+}
+
+/// Counts what waits in the outbox, until the cache is gone: a table that has grown takes long, and nothing else waits.
+async fn keep_counting<S: Source>(shared: Weak<Shared<S>>, pause: Pause) {
+    let mut wait = COUNT.mul_f64(fastrand::f64());
+    while let Some(()) = pause.until(pause.rt.sleep(wait)).await {
+        let Some(shared) = shared.upgrade() else {
+            return;
+        };
+        wait = jittered(COUNT);
+        if let Some(outbox) = &shared.writes.outbox
+            && let Some(backlog) = report("the outbox", answered(shared.rt, outbox.backlog()).await)
+        {
+            shared.writes.counters.set_backlog(backlog);
         }
     }
 }
@@ -314,9 +328,16 @@ impl Settling {
 /// Tries flushes again that only this process remembers.
 async fn retry<S: Source>(shared: &Arc<Shared<S>>, which: impl Fn(&Waiting) -> bool) {
     for mut waiting in shared.writes.take_waiting(which) {
-        let stale = std::mem::take(&mut waiting.stale);
+        let stale = waiting.stale.copy();
         let trips = shared.writes.counters.trips(None);
-        let delivered = deliver(shared, stale, &trips).await;
+        // A panic of a store mustn't let go of what it didn't delete.
+        let Some(delivered) = unwinding(deliver(shared, stale, &trips)).await else {
+            tracing::error!("a flush panicked, and is tried again");
+            waiting.attempts += 1;
+            waiting.next = shared.rt.now() + pause(waiting.attempts);
+            shared.writes.wait(waiting);
+            continue;
+        };
         let now = shared.rt.now();
         if delivered.cause.is_none() {
             waiting.deliver.delivered();
@@ -325,7 +346,7 @@ async fn retry<S: Source>(shared: &Arc<Shared<S>>, which: impl Fn(&Waiting) -> b
         waiting.attempts += 1;
         waiting.next = now + pause(waiting.attempts);
         waiting.stale = delivered.rest;
-        shared.writes.wait_again(waiting);
+        shared.writes.wait(waiting);
     }
 }
 

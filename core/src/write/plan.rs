@@ -453,6 +453,7 @@ impl AccessorPlan {
         let mut lines: Vec<String> = (self.watches.iter())
             .map(|watch| format!("on {watch}"))
             .chain(self.bases.iter().map(|base| format!("base {base}")))
+            .chain(self.by_hand.then(|| "by hand".to_owned()))
             .collect();
         lines.sort();
         let text = format!(
@@ -490,9 +491,13 @@ impl fmt::Display for AnyWatch {
 /// All plans of one cache.
 pub(crate) struct Plans<S: Source> {
     by_entity: HashMap<TypeId, EntityPlan>,
+    /// Which type an entity's name stands for.
+    entities: HashMap<&'static str, TypeId>,
     queries: HashMap<(&'static str, &'static str), Arc<dyn AnyQuery<S>>>,
     levels: HashMap<&'static str, usize>,
-    longest_ttl: Duration,
+    /// How long what is old of a data set may be served: what is derived may be built from its base just before that
+    /// expires.
+    lives: HashMap<&'static str, Duration>,
 }
 
 /// Which images of an update are asked for their keys.
@@ -520,15 +525,22 @@ impl<S: Source> Plans<S> {
     ) -> Result<Self> {
         let mut plans = Self {
             by_entity: HashMap::new(),
+            entities: HashMap::new(),
             queries: HashMap::new(),
             levels: HashMap::new(),
-            longest_ttl: Duration::ZERO,
+            lives: HashMap::new(),
         };
         let mut bases: BTreeMap<&'static str, Vec<&'static str>> = BTreeMap::new();
         for accessor in accessors {
             let plan = accessor.plan();
-            plans.longest_ttl = plans.longest_ttl.max(accessor.ttl().unwrap_or_default());
+            if let Some(ttl) = accessor.ttl() {
+                plans.lives.insert(plan.accessor, ttl);
+            }
             for watch in &plan.watches {
+                let named = plans.entities.entry(watch.entity_name);
+                if *named.or_insert(watch.entity) != watch.entity {
+                    return Err(two_types(watch.entity_name));
+                }
                 let entity = plans.by_entity.entry(watch.entity).or_default();
                 entity.push((Arc::clone(accessor), Arc::clone(&watch.watch)));
             }
@@ -540,8 +552,22 @@ impl<S: Source> Plans<S> {
             }
             bases.insert(plan.accessor, plan.bases.clone());
         }
-        plans.levels = levels(bases)?;
+        plans.levels = levels(&bases)?;
+        plans.outlive(bases);
         Ok(plans)
+    }
+
+    /// Adds to the life of each data set that of its bases.
+    fn outlive(&mut self, bases: BTreeMap<&'static str, Vec<&'static str>>) {
+        let mut bases: Vec<_> = bases.into_iter().collect();
+        bases.sort_by_key(|(accessor, _)| self.level(accessor));
+        for (accessor, bases) in bases {
+            let of_bases = bases.iter().filter_map(|base| self.lives.get(base)).max();
+            let of_bases = of_bases.copied().unwrap_or_default();
+            if let Some(life) = self.lives.get_mut(accessor) {
+                *life += of_bases;
+            }
+        }
     }
 
     /// Adds what a change makes stale; what it touches of each accessor is also handed to `own`.
@@ -566,7 +592,10 @@ impl<S: Source> Plans<S> {
             ));
         }
         let Some(watchers) = self.by_entity.get(&TypeId::of::<T>()) else {
-            return Ok(());
+            return match self.entities.contains_key(T::NAME) {
+                true => Err(two_types(T::NAME)),
+                false => Ok(()),
+            };
         };
         for (accessor, watch) in watchers {
             let watch: &Watch<T> = watch.downcast_ref().expect("watches are kept by entity");
@@ -624,9 +653,14 @@ impl<S: Source> Plans<S> {
         self.levels.get(accessor).copied().unwrap_or(0)
     }
 
-    /// After this long, nothing is served that was filled before.
-    pub(crate) fn longest_ttl(&self) -> Duration {
-        self.longest_ttl
+    /// How long what is old of this data set may be served; `None` if it never changes.
+    pub(crate) fn life(&self, accessor: &str) -> Option<Duration> {
+        self.lives.get(accessor).copied()
+    }
+
+    /// After this long, nothing is served that was filled before, or built from that.
+    pub(crate) fn longest_life(&self) -> Duration {
+        self.lives.values().max().copied().unwrap_or_default()
     }
 
     /// The query that this was deferred for, if this program has it.
@@ -637,11 +671,21 @@ impl<S: Source> Plans<S> {
     }
 }
 
+fn two_types(entity: &str) -> Error {
+    Error::new(
+        ErrorKind::Config,
+        format!(
+            "two types are the entity `{entity}`, and what watches one isn't flushed by changes of the other; give the \
+             other a NAME of its own, or write and watch one type"
+        ),
+    )
+}
+
 fn levels(
-    bases: BTreeMap<&'static str, Vec<&'static str>>,
+    bases: &BTreeMap<&'static str, Vec<&'static str>>,
 ) -> Result<HashMap<&'static str, usize>> {
     let refuse = |problem: String| Err(Error::new(ErrorKind::Config, problem));
-    for (accessor, bases_of) in &bases {
+    for (accessor, bases_of) in bases {
         if let Some(missing) = bases_of.iter().find(|base| !bases.contains_key(*base)) {
             return refuse(format!(
                 "data set `{accessor}` has the base `{missing}`, which isn't registered; name it in `larder::dataset!`"
@@ -652,7 +696,7 @@ fn levels(
     // Each round puts every accessor above its bases; without a circle, as many rounds as there are accessors do.
     for _ in 0..=bases.len() {
         let mut moved = None;
-        for (accessor, bases_of) in &bases {
+        for (accessor, bases_of) in bases {
             let above = bases_of
                 .iter()
                 .map(|base| levels[base] + 1)

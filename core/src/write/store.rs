@@ -232,6 +232,11 @@ pub enum Edit {
         /// For how long.
         ttl: Duration,
     },
+    /// Ends a generation, which stays listed with nothing left and can't be renewed; one that isn't there is fine.
+    End {
+        /// Which.
+        id: String,
+    },
     /// Deletes a generation, whose outbox rows stay.
     Delete {
         /// Which.

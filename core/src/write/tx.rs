@@ -7,6 +7,7 @@ use std::panic::Location;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::change::LockId;
 use super::committed::{CommitError, Committed, Flush, TransactionError};
 use super::deliver::ask_queries;
 use super::plan::{Images, Touching};
@@ -57,6 +58,8 @@ pub struct Tx<S: Transactional> {
     member: Option<Arc<Member>>,
     /// How many savepoints are open.
     depth: u32,
+    /// The rows that it has locked, in order.
+    locks: Vec<LockId>,
     place: &'static Location<'static>,
 }
 
@@ -86,6 +89,7 @@ impl<S: Transactional> Cache<S> {
                 said: false,
                 member: None,
                 depth: 0,
+                locks: Vec::new(),
                 place,
             })
         }
@@ -125,6 +129,16 @@ impl<S: Transactional> Tx<S> {
     /// What the request keeps of it is dropped now, and again after the flush.
     pub fn changed<T: Entity>(&mut self, change: Change<'_, T>) {
         self.said = true;
+        if let Some(lock) = change.lock
+            && self.locks.binary_search(&lock).is_err()
+        {
+            let error = self.misused(&format!(
+                "the image before of a changed `{}` was locked in another transaction, or in a savepoint that was undone; \
+                 lock the row again",
+                T::NAME
+            ));
+            self.refused.get_or_insert(error);
+        }
         if change.fields.is_empty() {
             return;
         }
@@ -144,10 +158,9 @@ impl<S: Transactional> Tx<S> {
                 if let Some(scope) = scope.filter(|_| accessor.tier() == TierKind::Request) {
                     own.push(match touched {
                         Touching::Keys(keys) => {
-                            let prefix = generations.prefix_of(accessor.name());
-                            Own::drop_from(scope, keys.under(prefix))
+                            Own::drop_from(scope, generations, accessor.name(), keys.clone())
                         }
-                        Touching::Unknown => Own::end(scope),
+                        Touching::Unknown => Own::end(scope, generations, accessor.name()),
                     });
                 }
             },
@@ -177,7 +190,11 @@ impl<S: Transactional> Tx<S> {
     /// Reads a row and locks it until the end of the transaction: the image before a change. `None` if there is none.
     pub async fn lock<T: LockRow<S>>(&mut self, id: &T::Id) -> Result<Option<Before<T>>, S::Error> {
         let row = T::lock(self, id).await?;
-        Ok(row.map(Before::new))
+        Ok(row.map(|image| {
+            let lock = self.cache.shared.writes.next_lock();
+            self.locks.push(lock);
+            Before::new(image, lock)
+        }))
     }
 
     /// Runs this up to a savepoint, which is undone if it answers an error.
@@ -191,13 +208,14 @@ impl<S: Transactional> Tx<S> {
         &mut self,
         work: impl AsyncFnOnce(&mut Self) -> Result<T, W>,
     ) -> Result<T, W> {
-        let depth = self.depth + 1;
+        let (depth, locked) = (self.depth + 1, self.locks.len());
         S::savepoint(self.inner(), Savepoint::Set, depth).await?;
         // Dropped half-way, the work stays undone or done by half: the depth tells the commit.
         self.depth = depth;
         let answer = work(self).await;
         if answer.is_err() {
             S::savepoint(self.inner(), Savepoint::RollBack, depth).await?;
+            self.locks.truncate(locked);
         }
         S::savepoint(self.inner(), Savepoint::Release, depth).await?;
         self.depth = depth - 1;
@@ -401,7 +419,7 @@ impl<S: Transactional> Commit<S> {
                 counters.unknown.add(1);
                 // Its rows in the outbox may appear yet, so they are left to the relay.
                 Writes::flush(shared, stale, Vec::new(), cache.tally()).await;
-                Own::settle(own, &shared.writes.undelivered);
+                Own::settle(own, shared);
                 return Err(CommitError::Unknown(error));
             }
         }
@@ -410,7 +428,7 @@ impl<S: Transactional> Commit<S> {
             true => Flush::Fresh,
             false => Writes::flush(shared, stale, ids, cache.tally()).await,
         };
-        Own::settle(own, &shared.writes.undelivered);
+        Own::settle(own, shared);
         Ok(Committed {
             flush,
             flushing: shared.rt.now() - began,

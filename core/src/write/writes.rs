@@ -2,12 +2,13 @@
 
 use std::collections::{HashMap, HashSet};
 use std::panic::Location;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 
+use super::change::LockId;
 use super::committed::{Deliver, Flush, Pending};
 use super::deliver::{Delivered, deliver};
 use super::plan::Plans;
@@ -15,7 +16,8 @@ use super::stale::Stale;
 use super::undelivered::{Hold, Undelivered};
 use super::{Outbox, RowId};
 use crate::Instant;
-use crate::contract::{Error, ErrorKind, Keys};
+use crate::contract::{Error, ErrorKind, Keys, Prefix};
+use crate::generation::Generations;
 use crate::read::{Scope, Shared, Source};
 use crate::stats::{Tally, WriteCounters, WriteStats};
 
@@ -29,6 +31,8 @@ pub(crate) struct Writes<S: Source> {
     pub(crate) strict: bool,
     /// Told when a flush begins to wait.
     pub(super) added: Arc<Notify>,
+    /// How many rows were locked.
+    locks: AtomicU64,
     /// Where the transactions that are open were begun, if that matters.
     open: Mutex<Vec<&'static Location<'static>>>,
     waiting: Mutex<Vec<Waiting>>,
@@ -73,6 +77,7 @@ impl<S: Source> Writes<S> {
             counters: WriteCounters::default(),
             strict,
             added: Arc::default(),
+            locks: AtomicU64::new(0),
             open: Mutex::default(),
             waiting: Mutex::default(),
             given_up: AtomicBool::new(false),
@@ -151,11 +156,7 @@ impl<S: Source> Writes<S> {
         if !rows.is_empty() {
             stale = Stale::default();
         }
-        let mut waiting = self.lock_waiting();
-        if self.given_up.load(Ordering::Relaxed) {
-            deliver.give_up();
-        }
-        waiting.push(Waiting {
+        self.wait(Waiting {
             stale,
             rows,
             deliver,
@@ -163,7 +164,6 @@ impl<S: Source> Writes<S> {
             next: now + pause(0),
             hold,
         });
-        drop(waiting);
         self.added.notify_one();
         pending
     }
@@ -175,7 +175,7 @@ impl<S: Source> Writes<S> {
             until: now,
             holds: HashMap::new(),
         });
-        *until = now + self.plans.longest_ttl();
+        *until = now + self.plans.longest_life();
         for accessor in accessors {
             if !holds.contains_key(accessor) {
                 let hold = self.undelivered.hold_accessor(accessor);
@@ -229,8 +229,13 @@ impl<S: Source> Writes<S> {
         self.lock_waiting().extract_if(.., is_delivered).collect()
     }
 
-    pub(super) fn wait_again(&self, waiting: Waiting) {
-        self.lock_waiting().push(waiting);
+    /// Has a flush wait; where the cache is closed, nobody waits for it.
+    pub(super) fn wait(&self, waiting: Waiting) {
+        let mut all = self.lock_waiting();
+        if self.given_up.load(Ordering::Relaxed) {
+            waiting.deliver.give_up();
+        }
+        all.push(waiting);
     }
 
     /// The rows of the outbox that flushes of this process wait for.
@@ -259,6 +264,11 @@ impl<S: Source> Writes<S> {
         {
             self.counters.servers_held.add(1);
         }
+    }
+
+    /// Names one more lock.
+    pub(super) fn next_lock(&self) -> LockId {
+        self.locks.fetch_add(1, Ordering::Relaxed)
     }
 
     pub(super) fn opened(&self, place: &'static Location<'static>) {
@@ -324,35 +334,53 @@ pub(super) fn pause(attempts: u32) -> Duration {
 #[derive(Debug)]
 pub(crate) struct Own {
     scope: Weak<dyn Scope>,
-    wire: Keys,
+    accessor: &'static str,
+    /// Without their prefix.
+    keys: Keys,
+    /// Under which they were dropped; until the flush is over the accessor may get another one.
+    prefix: Prefix,
     /// Not known by its keys, so that the whole scope ends with the flush.
     all: bool,
 }
 
 impl Own {
-    /// Drops these keys from what the request keeps.
-    pub(crate) fn drop_from(scope: &Arc<dyn Scope>, wire: Keys) -> Self {
-        scope.forget(&wire);
+    /// Drops these keys of an accessor from what the request keeps.
+    pub(crate) fn drop_from(
+        scope: &Arc<dyn Scope>,
+        generations: &Generations,
+        accessor: &'static str,
+        keys: Keys,
+    ) -> Self {
+        let prefix = generations.prefix_of(accessor);
+        scope.forget(&keys.under(prefix));
         Self {
             scope: Arc::downgrade(scope),
-            wire,
+            accessor,
+            keys,
+            prefix,
             all: false,
         }
     }
 
     /// Ends what the request keeps once the flush is over: what a query will find of it, nobody knows yet.
-    pub(crate) fn end(scope: &Arc<dyn Scope>) -> Self {
+    pub(crate) fn end(
+        scope: &Arc<dyn Scope>,
+        generations: &Generations,
+        accessor: &'static str,
+    ) -> Self {
         Self {
             scope: Arc::downgrade(scope),
-            wire: Keys::new(),
+            accessor,
+            keys: Keys::new(),
+            prefix: generations.prefix_of(accessor),
             all: true,
         }
     }
 
     /// Drops them again; those whose flush isn't confirmed the request reads from the source from now on.
-    pub(crate) fn settle(own: Vec<Self>, undelivered: &Undelivered) {
+    pub(crate) fn settle<S: Source>(own: Vec<Self>, shared: &Shared<S>) {
         for mut own in own {
-            let wire = std::mem::take(&mut own.wire);
+            let keys = std::mem::take(&mut own.keys);
             let Some(scope) = own.scope.upgrade() else {
                 continue;
             };
@@ -360,16 +388,22 @@ impl Own {
                 scope.end();
                 continue;
             }
-            let (old, dropped): (Vec<usize>, Vec<usize>) = (0..wire.len())
-                .partition(|&index| undelivered.holds(wire.get(index).without_prefix()));
-            scope.forget(&wire.select(dropped));
-            scope.distrust(&wire.select(old));
+            let undelivered = &shared.writes.undelivered;
+            let (old, dropped): (Vec<usize>, Vec<usize>) =
+                (0..keys.len()).partition(|&index| undelivered.holds(keys.get(index).as_str()));
+            let (old, dropped) = (keys.select(old), keys.select(dropped));
+            let now = shared.generations.prefix_of(own.accessor);
+            let other = Some(now).filter(|now| *now != own.prefix);
+            for prefix in [Some(own.prefix), other].into_iter().flatten() {
+                scope.forget(&dropped.under(prefix));
+                scope.distrust(&old.under(prefix));
+            }
         }
     }
 
     /// Nothing was written after all.
     pub(crate) fn leave(mut self) {
-        self.wire = Keys::new();
+        self.keys = Keys::new();
         self.all = false;
     }
 }
@@ -381,8 +415,8 @@ impl Drop for Own {
         };
         if self.all {
             scope.end();
-        } else if !self.wire.is_empty() {
-            scope.distrust(&self.wire);
+        } else if !self.keys.is_empty() {
+            scope.distrust(&self.keys.under(self.prefix));
         }
     }
 }

@@ -293,6 +293,7 @@ async fn apply(conn: &mut PgConnection, edit: Edit) -> Result<Result<()>, sqlx::
             .execute(conn)
             .await?;
         }
+        Edit::End { id } => end(conn, id).await?,
         Edit::Delete { id } => {
             // A writer's row holds its generation, and a writer may be stopped for long: it isn't waited for.
             let is_free =

@@ -256,7 +256,7 @@ impl Register for SqliteOutbox {
         let is_old: Option<bool> = sqlx::query_scalar(
             "SELECT renewed_at NOT BETWEEN now - ?2 + 1 AND now \
              FROM larder_generation, (SELECT CAST(unixepoch('subsec') * 1000 AS INTEGER) AS now) \
-             WHERE id = ?1",
+             WHERE id = ?1 AND expires_at > 0",
         )
         .bind(id)
         .bind(millis(unless))
@@ -268,7 +268,8 @@ impl Register for SqliteOutbox {
         }
         let renewed = sqlx::query(
             "UPDATE larder_generation SET renewed_at = now, expires_at = now + ?2 \
-             FROM (SELECT CAST(unixepoch('subsec') * 1000 AS INTEGER) AS now) WHERE id = ?1",
+             FROM (SELECT CAST(unixepoch('subsec') * 1000 AS INTEGER) AS now) \
+             WHERE id = ?1 AND expires_at > 0",
         )
         .bind(id)
         .bind(millis(ttl))
@@ -337,6 +338,13 @@ async fn apply(conn: &mut SqliteConnection, edit: Edit) -> Result<Result<()>, sq
             .bind(millis(ttl))
             .execute(conn)
             .await?;
+        }
+        Edit::End { id } => {
+            // A time that can't come by itself, and isn't renewed.
+            sqlx::query("UPDATE larder_generation SET expires_at = 0 WHERE id = ?1")
+                .bind(id)
+                .execute(conn)
+                .await?;
         }
         Edit::Delete { id } => {
             // The foreign key does it too, where the connection has its foreign keys on.

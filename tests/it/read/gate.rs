@@ -18,6 +18,7 @@ pub(crate) struct Gate {
     inner: Arc<dyn Backend>,
     down: AtomicBool,
     deaf: AtomicBool,
+    panics: AtomicBool,
     gets: Barrier,
     delivered: Barrier,
     replies: Barrier,
@@ -74,6 +75,7 @@ impl Gate {
             inner,
             down: AtomicBool::new(false),
             deaf: AtomicBool::new(false),
+            panics: AtomicBool::new(false),
             gets: Barrier::new(),
             delivered: Barrier::new(),
             replies: Barrier::new(),
@@ -92,6 +94,11 @@ impl Gate {
     /// From now on deletes aren't executed, and time out, or they are again.
     pub(crate) fn set_deaf_to_deletes(&self, deaf: bool) {
         self.deaf.store(deaf, Ordering::Relaxed);
+    }
+
+    /// From now on deletes panic, or they don't.
+    pub(crate) fn set_panicking_at_deletes(&self, panics: bool) {
+        self.panics.store(panics, Ordering::Relaxed);
     }
 
     /// Look-ups that were executed wait here with their answers.
@@ -207,6 +214,7 @@ impl Backend for Gate {
     async fn delete_many(&self, keys: &Keys, options: &WriteOptions) -> Vec<Result<()>> {
         self.linger().await;
         self.arriving.pass().await;
+        assert!(!self.panics.load(Ordering::Relaxed), "a delete panics");
         let timeout = Error::new(ErrorKind::Timeout, "no answer to a delete");
         let answers = match self.trouble(keys) {
             Some(trouble) => trouble,

@@ -7,7 +7,8 @@ use tokio::runtime::Runtime;
 
 use super::ledger::Broken;
 use super::office::{
-    ON, Office, Process, User, UserByEmail, UserById, Without, ada, fresh, pending, quiet, shows,
+    ON, Office, Process, Stream, User, UserByEmail, UserById, Without, ada, fresh, pending, quiet,
+    shows,
 };
 
 /// A reader comes between the flush and the commit if the flush doesn't follow.
@@ -125,6 +126,57 @@ async fn two_writers_of_one_row_follow_each_other() {
     fresh(first.commit().await);
     fresh(second.await.unwrap());
     assert_eq!(process.name().await, "second");
+}
+
+/// The lock ended with its transaction, and the user moved meanwhile: nobody would flush the address in between.
+#[tokio::test(start_paused = true)]
+async fn an_image_that_another_transaction_locked_is_refused() {
+    let office = Office::new(ON);
+    let process = office.process().await;
+    let mut first = process.begin().await.unwrap();
+    let before = first.lock::<User>(&7).await.unwrap().unwrap();
+    first.rollback().await.unwrap();
+    let moves = |user: &mut User| user.email = "b@office".into();
+    fresh(process.update(moves, 7).await);
+    assert_eq!(process.name_of("b@office").await, "Ada");
+    let mut again = process.begin().await.unwrap();
+    let after = User {
+        email: "c@office".to_owned(),
+        ..ada()
+    };
+    again.put(&after).await.unwrap();
+    again.changed(Change::update(&before, &after));
+    let refused = again.commit().await.unwrap_err();
+    assert!(
+        refused.to_string().contains("lock the row again"),
+        "{refused}"
+    );
+    assert_eq!(process.name_of("b@office").await, "Ada", "who lives there");
+}
+
+/// PostgreSQL gives up the locks of what is undone; and what was read there may have been undone too.
+#[tokio::test(start_paused = true)]
+async fn an_image_that_was_locked_in_an_undone_savepoint_is_refused() {
+    let office = Office::new(ON);
+    let process = office.process().await;
+    let mut tx = process.begin().await.unwrap();
+    let outer = tx.lock::<User>(&7).await.unwrap().unwrap();
+    let mut inner = None;
+    let undone = tx
+        .savepoint(async |tx| {
+            inner = tx.lock::<Stream>(&5).await?;
+            Err::<(), _>(Broken("no"))
+        })
+        .await;
+    undone.unwrap_err();
+    let after = User {
+        name: "Grace".to_owned(),
+        ..ada()
+    };
+    tx.changed(Change::update(&outer, &after));
+    tx.changed(Change::delete(&inner.unwrap()));
+    let refused = tx.commit().await.unwrap_err();
+    assert!(refused.to_string().contains("`stream`"), "{refused}");
 }
 
 /// An address in capitals finds the user, and is no key that anybody flushes.

@@ -117,6 +117,7 @@ struct Line {
     cut: AtomicBool,
     loads: Barrier,
     looks: Barrier,
+    counts: Barrier,
     loaded: AtomicUsize,
     /// The cache of the process, for loaders that read through it. Neither ends before the test.
     cache: OnceLock<Cache<Ledger>>,
@@ -165,6 +166,7 @@ impl Database {
                 cut: AtomicBool::new(false),
                 loads: Barrier::new(),
                 looks: Barrier::new(),
+                counts: Barrier::new(),
                 loaded: AtomicUsize::new(0),
                 cache: OnceLock::new(),
             }),
@@ -286,6 +288,11 @@ impl Ledger {
     /// Questions to the register wait here before they are executed.
     pub(super) fn looks(&self) -> &Barrier {
         &self.line.looks
+    }
+
+    /// Counts of the outbox wait here before they are executed.
+    pub(super) fn counts(&self) -> &Barrier {
+        &self.line.counts
     }
 
     /// Has loaders of this process read through this cache.
@@ -523,6 +530,12 @@ impl Register for Ledger {
                     };
                     tables.generations.insert(id, registration);
                 }
+                Edit::End { id } => {
+                    if let Some(known) = tables.generations.get_mut(&id) {
+                        known.until = now;
+                        known.ended = true;
+                    }
+                }
                 Edit::Delete { id } => {
                     let is_held = tables.referred.iter().any(|(_, held)| *held == id);
                     match tables.generations.get_mut(&id) {
@@ -685,6 +698,7 @@ impl Outbox<Conn> for Ledger {
     }
 
     async fn backlog(&self) -> Result<Backlog> {
+        self.line.counts.pass().await;
         let tables = self.tables()?;
         Ok(Backlog {
             rows: tables.outbox.len() as u64,

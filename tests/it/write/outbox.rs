@@ -15,6 +15,7 @@ use super::office::{
 };
 use super::servers::Servers;
 use crate::read::gate::Gate;
+use crate::read::shelf::HOUR;
 
 /// Longer than a row of the outbox waits for its writer, and then for a relay.
 const RELAYED: Duration = Duration::from_secs(4);
@@ -376,7 +377,7 @@ async fn rows_older_than_every_ttl_are_dropped() {
     let process = office.process().await;
     gate.set_down(true);
     let pending = pending(process.rename("Grace").await);
-    tokio::time::sleep(Duration::from_secs(3_600)).await;
+    tokio::time::sleep(2 * HOUR).await;
     assert_eq!(office.database.outbox().len(), 1);
     tokio::time::sleep(Duration::from_secs(130)).await;
     assert!(office.database.outbox().is_empty());
@@ -410,6 +411,28 @@ async fn a_ttl_beyond_all_times_stops_no_relay() {
     assert_eq!(office.database.outbox().len(), 1);
     tokio::time::sleep(RELAYED).await;
     assert!(office.database.outbox().is_empty());
+}
+
+/// What is derived may be built from its base just before that expires, and is served for a TTL of its own.
+#[tokio::test(start_paused = true)]
+async fn rows_are_kept_while_what_is_built_from_an_old_base_is_served() {
+    let office = Office::new(ON);
+    let gate = office.gate();
+    let office = office.on(&gate);
+    let (writer, reader) = (office.process().await, office.process().await);
+    reader.name().await;
+    gate.set_deaf_to_deletes(true);
+    let pending = pending(writer.rename("Grace").await);
+    tokio::time::sleep(HOUR * 8 / 10).await;
+    assert_eq!(
+        reader.greeting().await,
+        "hello Ada",
+        "of a base that is old"
+    );
+    tokio::time::sleep(HOUR * 3 / 10).await;
+    gate.set_deaf_to_deletes(false);
+    assert!(pending.delivered().await);
+    assert_eq!(reader.greeting().await, "hello Grace");
 }
 
 /// Rows that were delivered at once are deleted lazily, and together.

@@ -9,6 +9,7 @@ use super::office::{
     ON, Office, Process, User, Without, ada, everything, fresh, pending, quiet, shows,
 };
 use crate::read::gate::Gate;
+use crate::read::shelf::HOUR;
 use std::sync::Arc;
 
 /// Longer than a row of the outbox waits for its writer, and then for a relay.
@@ -296,7 +297,7 @@ async fn without_an_outbox_what_is_too_much_is_held_for_its_ttl() {
         0,
         "what it knows is delivered"
     );
-    tokio::time::sleep(Duration::from_secs(3_700)).await;
+    tokio::time::sleep(2 * HOUR).await;
     assert_eq!(process.stats().writes.held_accessors.len(), 0);
 }
 
@@ -318,4 +319,36 @@ async fn closing_tries_once_more_what_only_this_process_remembers() {
     closing.await.unwrap();
     assert_eq!(other.name().await, "Grace");
     assert!(pending.delivered().await);
+}
+
+/// A store that panics is a mistake of its author; what it didn't delete is held, and tried again.
+#[tokio::test(start_paused = true)]
+async fn a_retry_that_panics_lets_nothing_go() {
+    let (office, gate) = gated(ON);
+    let process = bounded(&office).await;
+    process.name().await;
+    gate.set_deaf_to_deletes(true);
+    let pending = pending(process.rename("Grace").await);
+    gate.set_panicking_at_deletes(true);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(process.name().await, "Grace");
+    gate.set_panicking_at_deletes(false);
+    gate.set_deaf_to_deletes(false);
+    assert!(pending.delivered().await);
+    assert_eq!(process.name().await, "Grace");
+}
+
+/// A retry that goes on when the cache is closed, and fails.
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_for_a_retry_that_ends_after_its_cache_was_closed() {
+    let (office, gate) = gated(ON);
+    let process = bounded(&office).await;
+    gate.set_deaf_to_deletes(true);
+    let pending = pending(process.rename("Grace").await);
+    gate.arriving_deletes().close();
+    gate.arriving_deletes().arrived().await;
+    process.close(Duration::from_secs(1)).await;
+    gate.arriving_deletes().open();
+    let delivered = tokio::time::timeout(Duration::from_secs(60), pending.delivered()).await;
+    assert_eq!(delivered, Ok(false));
 }

@@ -43,6 +43,52 @@ data_set!(
 
 refuses!(two_data_sets_of_one_name_are_refused: UserById, AnotherUser => "two data sets", "`user`");
 
+/// Another type for the same rows.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Visitor {
+    id: u64,
+    name: String,
+}
+
+impl Entity for Visitor {
+    const NAME: &'static str = "user";
+    type Id = u64;
+    type Field = UserField;
+
+    fn id(&self) -> u64 {
+        self.id
+    }
+
+    fn diff(&self, other: &Self) -> FieldBits {
+        FieldBits::of([(UserField::Name, self.name != other.name)])
+    }
+}
+
+data_set!(
+    /// Watches the other type.
+    VisitorName = "visitor_name": u64 => String;
+    |plan| plan.id::<Visitor>([UserField::Name], |id| *id);
+    |conn, id| conn.find::<Visitor>(*id).map(|visitor| visitor.name)
+);
+
+refuses!(two_types_that_are_one_entity_are_refused: UserById, VisitorName => "two types", "`user`");
+
+/// Nothing that watches the one type would be flushed.
+#[tokio::test(start_paused = true)]
+async fn a_change_of_another_type_of_a_watched_entity_is_refused() {
+    let office = Office::new(ON);
+    let process = office.process().await;
+    assert_eq!(process.name().await, "Ada");
+    let mut tx = process.begin().await.unwrap();
+    let visitor = Visitor {
+        id: 7,
+        name: "Grace".to_owned(),
+    };
+    tx.changed(Change::create(&visitor));
+    let refused = tx.commit().await.unwrap_err();
+    assert!(refused.to_string().contains("two types"), "{refused}");
+}
+
 data_set!(
     /// Says nothing of what makes it stale.
     Silent = "silent": u64 => User;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use larder_core::{Change, CommitError, Mechanism};
 
-use super::office::{ON, Office, User, UserById, Without, ada, fresh, quiet, shows};
+use super::office::{ON, Office, User, UserById, Without, ada, fresh, pending, quiet, shows};
 use super::versions::{Card, CardWithName, text};
 
 /// Longer than a registration.
@@ -261,4 +261,41 @@ async fn a_transaction_under_which_its_process_registers_anew_is_refused() {
     assert_eq!(one.name().await, "Ada");
     fresh(one.rename("Grace").await);
     assert_eq!(operator.name().await, "Grace");
+}
+
+/// Flushes that need to know who is live wait for a database that hangs together, and not one after the other.
+#[tokio::test(start_paused = true)]
+async fn a_register_that_hangs_keeps_no_flush_waiting_for_another() {
+    let office = Office::new(ON);
+    let process = office.process().await;
+    process.line.looks().close();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let began = tokio::time::Instant::now();
+    let renames = (0..5).map(|nth| {
+        let process = process.clone();
+        tokio::spawn(async move { pending(process.rename(&nth.to_string()).await) })
+    });
+    for rename in renames.collect::<Vec<_>>() {
+        rename.await.unwrap();
+    }
+    assert!(
+        began.elapsed() < Duration::from_secs(21),
+        "{:?}",
+        began.elapsed()
+    );
+}
+
+/// As it is when a cache server was away for long.
+#[tokio::test(start_paused = true)]
+async fn an_outbox_that_is_slow_to_count_costs_no_hits() {
+    let office = Office::new(ON);
+    let process = office.process().await;
+    process.name().await;
+    process.line.counts().close();
+    let loaded = process.line.loaded();
+    for _ in 0..60 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        process.name().await;
+    }
+    assert_eq!(process.line.loaded(), loaded);
 }

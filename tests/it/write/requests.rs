@@ -97,6 +97,26 @@ async fn what_a_request_kept_before_its_commit_is_dropped_after_it() {
     assert_eq!(badge(&request).await, "Grace");
 }
 
+/// Its keys begin otherwise by then, as after a purge or a deploy.
+#[tokio::test(start_paused = true)]
+async fn what_a_request_kept_is_dropped_after_its_commit_under_another_prefix_too() {
+    let office = Office::new(ON);
+    let process = process(&office).await;
+    let request = Request::begin(&process);
+    let mut tx = request.cache().begin().await.unwrap();
+    let before = tx.lock::<User>(&7).await.unwrap().unwrap();
+    let after = User {
+        name: "Grace".to_owned(),
+        ..ada()
+    };
+    tx.put(&after).await.unwrap();
+    tx.changed(Change::update(&before, &after));
+    process.purge("badge").await.unwrap();
+    assert_eq!(badge(&request).await, "Ada", "outside the transaction");
+    fresh(tx.commit().await);
+    assert_eq!(badge(&request).await, "Grace");
+}
+
 /// What a query finds is known after the commit alone.
 #[tokio::test(start_paused = true)]
 async fn a_request_sees_what_it_wrote_where_a_query_finds_the_keys() {

@@ -642,6 +642,33 @@ async fn after_a_rotation_every_process_begins_anew() {
     assert_eq!(one.name().await, "Grace");
 }
 
+/// What was committed before is flushed where somebody may still read who doesn't know of the rotation.
+#[tokio::test(start_paused = true)]
+async fn what_a_rotation_has_ended_is_flushed_while_it_may_be_read() {
+    async fn schedule(without: Without) -> String {
+        let office = Office::new(without);
+        let gate = office.gate();
+        let writer = office.on(&gate).process().await;
+        let reader = office.process().await;
+        reader.name().await;
+        reader.line.cut(true);
+        gate.set_deaf_to_deletes(true);
+        let pending = pending(writer.rename("Grace").await);
+        writer.rotate().await.unwrap();
+        gate.set_deaf_to_deletes(false);
+        assert!(pending.delivered().await);
+        reader.line.cut(false);
+        reader.name().await
+    }
+    shows(
+        Mechanism::Activation,
+        schedule,
+        "Grace".into(),
+        "Ada".into(),
+    )
+    .await;
+}
+
 /// A commit under way holds its generation, which is ended nevertheless.
 #[tokio::test(start_paused = true)]
 async fn a_rotation_waits_for_no_commit_under_way() {
@@ -725,4 +752,47 @@ async fn what_nobody_flushes_is_cached_beside_any_version() {
     text::<Constant>(&new).await;
     assert_eq!(text::<Constant>(&new).await, "7");
     assert_eq!(new.line.loaded(), 1);
+}
+
+/// No manifest lists it, so that nobody would read it elsewhere.
+#[tokio::test(start_paused = true)]
+async fn what_was_not_registered_cannot_be_purged() {
+    let office = Office::new(ON);
+    let process = office.process().await;
+    text::<Constant>(&process).await;
+    let refused = process.purge("constant").await.unwrap_err();
+    assert!(refused.to_string().contains("dataset!"), "{refused}");
+    let process = version(&office, "2", |b| everything(b).register::<Constant>()).await;
+    text::<Constant>(&process).await;
+    process.purge("constant").await.unwrap();
+    tokio::time::sleep(ACTIVE).await;
+    let loaded = process.line.loaded();
+    text::<Constant>(&process).await;
+    assert_eq!(process.line.loaded(), loaded + 1);
+}
+
+data_set!(
+    /// Flushed by the application.
+    ByHand = "by_hand": u64 => String;
+    |plan| plan.by_hand();
+    |conn, id| conn.find::<User>(*id).map(|user| user.name)
+);
+
+/// Other versions can't know its keys, or that they have to.
+#[tokio::test(start_paused = true)]
+async fn what_is_flushed_by_hand_is_cached_beside_other_versions_if_all_list_it() {
+    let office = Office::new(ON);
+    let process = office.process().await;
+    text::<ByHand>(&process).await;
+    text::<ByHand>(&process).await;
+    assert_eq!(process.line.loaded(), 2, "it isn't listed");
+    let listed = version(&office, "2", |b| b.register::<ByHand>()).await;
+    text::<ByHand>(&listed).await;
+    text::<ByHand>(&listed).await;
+    assert_eq!(listed.line.loaded(), 2, "by one version alone");
+    process.line.cut(true);
+    tokio::time::sleep(ENDED).await;
+    text::<ByHand>(&listed).await;
+    text::<ByHand>(&listed).await;
+    assert_eq!(listed.line.loaded(), 3);
 }
