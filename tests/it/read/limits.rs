@@ -250,6 +250,32 @@ async fn a_load_that_asks_for_itself_is_told_so() {
     }
 }
 
+/// A loader's reads aren't batched: what reads a batch is a task that isn't inside the loader.
+#[tokio::test(start_paused = true)]
+async fn loads_may_nest_where_reads_are_batched() {
+    let cell = Arc::new(OnceLock::new());
+    let cache = Cache::builder(Nested(Arc::clone(&cell)))
+        .backend(memory())
+        .rt(clock());
+    let cache = cache.build().await.unwrap().batched();
+    cell.set(cache.clone()).expect("set once");
+    let started = tokio::time::Instant::now();
+    assert_eq!(get::<Count>(&cache, &40).await.unwrap(), Some(40));
+    let (one, other) = tokio::join!(get::<Count>(&cache, &50), get::<Count>(&cache, &60));
+    for error in [one.unwrap_err(), other.unwrap_err()] {
+        // The loader of both asks for 59, and so on down to 50: as in a bulk read of both.
+        let text = error.to_string();
+        assert!(text.contains("a value it was loading"), "{text}");
+    }
+    let (one, other) = tokio::join!(get::<Count>(&cache, &45), get::<Count>(&cache, &1_000));
+    assert!(one.is_err() && other.is_err());
+    assert!(
+        started.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        started.elapsed()
+    );
+}
+
 /// The one place is held by the load of 41, whose loader asks for 40, whose load waits for the place.
 #[tokio::test(start_paused = true)]
 async fn a_nested_read_does_not_wait_behind_its_own_place() {
