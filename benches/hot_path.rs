@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use futures_util::future::join_all;
 use larder_backends::memcached::{Memcached, MemcachedConfig};
 use larder_backends::{Memory, MemoryConfig};
 use larder_core::{
@@ -29,7 +30,7 @@ const VALUE: usize = 500;
 /// What accessors ask for on a miss.
 const LEASE: Duration = Duration::from_secs(10);
 
-criterion_group!(benches, keys, memory, memcached, singles);
+criterion_group!(benches, keys, memory, memcached, at_once, singles);
 criterion_main!(benches);
 
 fn keys(c: &mut Criterion) {
@@ -138,6 +139,56 @@ fn memcached(c: &mut Criterion) {
         });
     });
     group.finish();
+}
+
+/// A hundred hits that one task wants at once: each on its own, batched, and asked for in bulk.
+fn at_once(c: &mut Criterion) {
+    let runtime = runtime();
+    let server = MemcachedServer::start(Listen::Tcp, &[]);
+    let cache = runtime.block_on(warm(client(&runtime, &server)));
+    let mut group = c.benchmark_group("memcached 100 hits at once");
+    group.throughput(Throughput::Elements(100));
+    for (name, cache) in [("single", cache.clone()), ("batched", cache.batched())] {
+        group.bench_function(name, |b| {
+            b.to_async(&runtime)
+                .iter(|| on_a_worker(cache.clone(), hundred_by_singles));
+        });
+    }
+    group.bench_function("bulk", |b| {
+        b.to_async(&runtime)
+            .iter(|| on_a_worker(cache.clone(), hundred_in_bulk));
+    });
+    group.finish();
+    let mut group = c.benchmark_group("memcached one hit");
+    for (name, cache) in [("single", cache.clone()), ("batched", cache.batched())] {
+        group.bench_function(name, |b| {
+            b.to_async(&runtime)
+                .iter(|| larder_core::get::<UserById>(&cache, black_box(&7)));
+        });
+    }
+    group.finish();
+}
+
+/// As a service's handlers run.
+async fn on_a_worker<F>(cache: Cache<Inventor>, work: impl FnOnce(Cache<Inventor>) -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let work = tokio::spawn(work(cache));
+    work.await.expect("every read is a hit");
+}
+
+async fn hundred_by_singles(cache: Cache<Inventor>) {
+    let ids: Vec<u64> = (0..100).collect();
+    let reads = ids
+        .iter()
+        .map(|id| larder_core::get::<UserById>(&cache, id));
+    black_box(join_all(reads).await);
+}
+
+async fn hundred_in_bulk(cache: Cache<Inventor>) {
+    let read = larder_core::get_many::<UserById>(&cache, 0..100_u64).await;
+    black_box(read.expect("every read is a hit"));
 }
 
 /// Single gets by many tasks at once: how well they share a connection.

@@ -92,6 +92,15 @@ impl<S: Source> RequestLayer<S> {
         }
     }
 
+    /// Batches what each request reads, as [`Request::batched`] does. A layer within another leaves this to the outer one.
+    #[must_use]
+    pub fn batched(self) -> Self {
+        Self {
+            cache: self.cache.batched(),
+            ..self
+        }
+    }
+
     fn begin(&self) -> Request<S> {
         match self.tallied {
             true => Request::begin(&self.cache.tallied().0),

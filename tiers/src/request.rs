@@ -50,11 +50,55 @@ impl<S: Source> Request<S> {
     ///
     /// In a cache without tiers it is a reader that keeps nothing.
     pub fn begin(cache: &Cache<S>) -> Self {
-        let cache = match cache.tiers() {
-            Some(tiers) => cache.within(tiers.request()),
-            None => cache.clone(),
-        };
-        Self { cache }
+        let scope = cache.tiers().map(|tiers| tiers.request());
+        Self {
+            cache: cache.within(scope),
+        }
+    }
+
+    /// A clone that batches: calls of [`get`](larder_core::get) that are made through it, or through its clones, at the
+    /// same time become one bulk read for each data set, as [`Cache::batched`] tells. Two requests never share a batch.
+    ///
+    /// ```
+    /// # use std::{convert::Infallible, sync::Arc, time::Duration};
+    /// # use larder_core::{Cache, Dataset, Lifetime, Plain, RequestTier, Rt, Rows, Source};
+    /// # use larder_tiers::{Request, Tiers};
+    /// # #[derive(Clone)] struct Db;
+    /// # impl Source for Db { type Conn = (); type Guard = Box<()>; type Error = Infallible; async fn acquire(&self) -> Result<Box<()>, Infallible> { Ok(Box::new(())) } }
+    /// # enum DisplayNames {}
+    /// # impl Dataset for DisplayNames {
+    /// #     const NAME: &'static str = "display_name"; const LIFETIME: Lifetime = Lifetime::Ttl(Duration::from_secs(60));
+    /// #     type Source = Db; type Key = u64; type Value = String; type Form = Plain; type Tier = RequestTier; type Error = Infallible;
+    /// #     fn flush_on(plan: &mut larder_core::FlushOn<Self>) { plan.by_hand(); }
+    /// #     async fn load(_: &mut (), ids: Vec<u64>) -> Result<Rows<Self>, Infallible> { Ok(ids.into_iter().map(|id| (id, format!("user {id}"))).collect()) }
+    /// # }
+    /// # struct Message { sender: u64, text: &'static str }
+    /// # type Error = larder_core::LoadError<Infallible>;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let memory = larder_backends::Memory::new(Default::default(), Rt::new())?;
+    /// # let cache = Cache::builder(Db).backend(Arc::new(memory)).tiers(Tiers::default()).build().await?;
+    /// # let (cache, tally) = cache.tallied();
+    /// # let messages = [7, 8, 9].map(|sender| Message { sender, text: "hello" });
+    /// /// Knows nothing of the other messages on the page.
+    /// async fn line(request: &Request<Db>, message: &Message) -> Result<String, Error> {
+    ///     let name = larder_core::get::<DisplayNames>(request, &message.sender).await?;
+    ///     let name = name.as_deref().map_or("somebody", String::as_str);
+    ///     Ok(format!("{name}: {}", message.text))
+    /// }
+    ///
+    /// let request = Request::begin(&cache).batched();
+    /// let lines = messages.iter().map(|message| line(&request, message));
+    /// let page = futures_util::future::try_join_all(lines).await?;
+    ///
+    /// assert_eq!(page, ["user 7: hello", "user 8: hello", "user 9: hello"]);
+    /// assert_eq!(tally.loads(), 1); // all three senders in one query
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn batched(&self) -> Self {
+        Self {
+            cache: self.cache.batched(),
+        }
     }
 
     /// The cache, as this request reads and flushes through it.

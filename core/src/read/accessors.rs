@@ -62,7 +62,7 @@ impl Accessors {
 
 /// Takes a type's id for its own hash, which it is.
 #[derive(Default)]
-struct TypeIdHasher(u64);
+pub(super) struct TypeIdHasher(u64);
 
 impl Hasher for TypeIdHasher {
     fn write(&mut self, bytes: &[u8]) {

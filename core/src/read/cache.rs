@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 
 use super::accessor::{Accessor, AnyAccessor, Dictionaries, Setting};
 use super::accessors::Accessors;
+use super::gather::Gathering;
 use super::{
     Dataset, DeployImmutable, DeployTier, Event, Listener, Scope, Scopes, Source, Tier as _,
     TierKind,
@@ -42,6 +43,8 @@ pub struct Cache<S: Source> {
     pub(super) tally: Option<Arc<Tally>>,
     /// The request whose reads and flushes these are.
     pub(super) scope: Option<Arc<dyn Scope>>,
+    /// Where its single reads meet, if they are batched. Handles that share it have the same tally and scope.
+    pub(super) gathering: Option<Arc<Gathering>>,
 }
 
 /// What every clone of a cache shares.
@@ -112,6 +115,7 @@ impl<S: Source> Clone for Cache<S> {
             shared: Arc::clone(&self.shared),
             tally: self.tally.clone(),
             scope: self.scope.clone(),
+            gathering: self.gathering.clone(),
         }
     }
 }
@@ -158,6 +162,7 @@ impl<S: Source> Cache<S> {
             shared: Arc::clone(&self.shared),
             tally: Some(Arc::clone(&tally)),
             scope: self.scope.clone(),
+            gathering: self.gathering_apart(),
         };
         (clone, tally)
     }
@@ -170,11 +175,12 @@ impl<S: Source> Cache<S> {
     /// A clone whose reads and flushes belong to this scope: what a request reader is made of.
     ///
     /// A handle that carries a scope isn't a [`ScopedReader`](super::ScopedReader) yet; the reader that holds it is.
-    pub fn within(&self, scope: Arc<dyn Scope>) -> Self {
+    pub fn within(&self, scope: impl Into<Option<Arc<dyn Scope>>>) -> Self {
         Self {
             shared: Arc::clone(&self.shared),
             tally: self.tally.clone(),
-            scope: Some(scope),
+            scope: scope.into(),
+            gathering: self.gathering_apart(),
         }
     }
 
@@ -184,7 +190,50 @@ impl<S: Source> Cache<S> {
             shared: Arc::clone(&self.shared),
             tally: self.tally.clone(),
             scope: None,
+            gathering: None,
         }
+    }
+
+    /// A clone that batches: calls of [`get`](super::get) that are made through it, or through its clones, at the same time
+    /// become one bulk read for each data set: one trip, one call of the loader, one fill.
+    ///
+    /// For code whose parts know only their own keys: the lines of a page, the resolvers of a query, the futures of a
+    /// stream. Each call gives everything that can run a turn, and what has come together by then is sent as
+    /// [`get_many`](super::get_many) would. A call that finds itself alone reads as ever. Where all keys are in one hand,
+    /// `get_many` is cheaper.
+    ///
+    /// A batch is closed when it is sent, and a call that begins later is in the next one, so that it sees every write that
+    /// was acknowledged before it began. What a batch doesn't change is what an answer may be; it changes when it comes and
+    /// what it shares:
+    ///
+    /// - All are answered together: a hit waits for what its siblings have to load.
+    /// - A load that fails, fails every call that needed it. Calls that the store or a tier could answer are answered.
+    /// - A loader that reads other keys of its own data set through the cache may find them in its own batch, and is told
+    ///   [`Recursive`](super::LoadError::Recursive), as in any bulk read.
+    ///
+    /// Not batched are [`uncached`](super::uncached), [`refresh`](super::refresh), reads past the cache, and what loaders
+    /// read. A handle made of this one that counts apart or belongs to a request batches too, apart from this one.
+    ///
+    /// ```
+    /// # use larder_core::{Cache, Dataset, LoadError, Source};
+    /// # async fn show<S: Source, UserById: Dataset<Source = S, Key = u64, Tier = larder_core::NoTier, Value: Clone>>(cache: Cache<S>) -> Result<(), LoadError<UserById::Error>> {
+    /// let cache = cache.batched();
+    /// let reads = [7, 9, 7].map(async |id| larder_core::get::<UserById>(&cache, &id).await);
+    /// // 7 and 9 are asked for once, in one trip.
+    /// let users = futures_util::future::try_join_all(reads).await?;
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn batched(&self) -> Self {
+        Self {
+            gathering: Some(self.gathering.clone().unwrap_or_default()),
+            ..self.clone()
+        }
+    }
+
+    /// For a handle with another tally or scope: it batches like this one, and apart from it.
+    fn gathering_apart(&self) -> Option<Arc<Gathering>> {
+        self.gathering.as_ref().map(|_| Arc::default())
     }
 
     /// The scope that this handle's reads and flushes belong to, if it carries one.
@@ -735,6 +784,7 @@ impl<S: Source> CacheBuilder<S> {
             }),
             tally: None,
             scope: None,
+            gathering: None,
         };
         if let Err(error) = write::start(&cache.shared).await {
             cache.shared.generations.leave().await;

@@ -18,6 +18,7 @@ use super::memo::{self, Memo};
 use super::{
     Answer, Batch, Cache, Changing, Dataset, DeployImmutable, DeployTier, Event, Form, HitEvent,
     Immutable, KeyOf, Lifetime, LoadError, ReadEvent, Reader, ReaderOf, Route, Source, Tier,
+    gather,
 };
 use crate::contract::{
     Error, GetOptions, Key, Keys, Lease, Lookup, Result, Set, Token, WriteOptions,
@@ -136,21 +137,21 @@ pub async fn refresh<'a, D: Dataset<Tier: Changing>>(
     read_one::<D>(reader, key, Way::Refresh).await
 }
 
-async fn read_many<D: Dataset>(
+pub(super) async fn read_many<D: Dataset>(
     cache: &Cache<D::Source>,
-    batch: &mut Batch<D::Key, Answer<D>>,
+    asked: &mut impl Asked<D>,
 ) -> Result<(), LoadError<D::Error>> {
-    let Some(memo) = Memo::recall::<D>(cache, batch, Way::Through) else {
-        tell_kept::<D>(cache, batch);
+    let Some(memo) = Memo::recall::<D>(cache, asked, Way::Through) else {
+        tell_kept::<D>(cache, asked);
         return Ok(());
     };
     let span = tracing::debug_span!(
         "larder.get_many",
         accessor = D::NAME,
-        keys = batch.values.len(),
+        keys = asked.len(),
         hits = tracing::field::Empty
     );
-    Fetch::<D, _>::new(cache, batch, memo, span.clone())
+    Fetch::<D, _>::new(cache, asked, memo, span.clone())
         .run(Way::Through)
         .instrument(span)
         .await
@@ -164,11 +165,17 @@ pub(super) async fn read_one<'a, D: Dataset>(
     let mut one = One::<D> { key, value: None };
     match reader.route() {
         Route::Cached(cache) => {
-            if way == Way::Through
-                && let Some(value) = memo::kept::<D>(cache, key)
-            {
-                tell_kept::<D>(cache, &one);
-                return Ok(value);
+            if way == Way::Through {
+                if let Some(value) = memo::kept::<D>(cache, key) {
+                    tell_kept::<D>(cache, &one);
+                    return Ok(value);
+                }
+                if let Some(gathering) = &cache.gathering
+                    && !load::is_nested()
+                    && let Some(answer) = gather::get::<D>(cache, gathering, key).await
+                {
+                    return answer;
+                }
             }
             let memo = Memo::recall::<D>(cache, &mut one, way);
             if memo.is_none() {
@@ -226,6 +233,7 @@ where
                 shared,
                 tally: None,
                 scope: None,
+                gathering: None,
             };
             // One by one, so that none waits for another, or fails with it.
             let mut failed = Vec::new();

@@ -2,8 +2,9 @@
 //!
 //! [`get`] and [`get_many`] ask the store first, open what it has, and load what it hasn't: one exchange, one call of
 //! the loader, one fill. The parts, in the order in which a read meets them: [`Reader`] says whether to go through the
-//! cache, [`Cache`] holds what one service shares, `accessor` what one data set shares, `fetch` is the way of one
-//! call, `flight` makes many callers wait for one load, `load` is that load.
+//! cache, [`Cache`] holds what one service shares, `accessor` what one data set shares, `gather` makes one call of single
+//! reads that are made at once, `fetch` is the way of one call, `flight` makes many callers wait for one load, `load` is
+//! that load.
 
 mod accessor;
 mod accessors;
@@ -16,6 +17,7 @@ mod error;
 mod fetch;
 mod flight;
 mod flush;
+mod gather;
 mod listener;
 mod load;
 mod memo;

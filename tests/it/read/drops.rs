@@ -157,7 +157,7 @@ impl Versions {
 }
 
 /// Two processes on one store, with many readers each; then, when all is quiet, one reader that stays.
-async fn check(seed: u64, stores: [Arc<dyn Backend>; 2], rt: Rt) {
+async fn check(seed: u64, stores: [Arc<dyn Backend>; 2], rt: Rt, batched: bool) {
     const WRITES: u64 = 150;
     fastrand::seed(seed);
     let versions = Versions::new();
@@ -170,7 +170,11 @@ async fn check(seed: u64, stores: [Arc<dyn Backend>; 2], rt: Rt) {
             .build()
             .await
             .unwrap();
-        caches.push(cache.tallied());
+        let (cache, tally) = cache.tallied();
+        caches.push(match batched {
+            true => (cache.batched(), tally),
+            false => (cache, tally),
+        });
     }
     let mut readers = JoinSet::new();
     let mut writers = JoinSet::new();
@@ -232,7 +236,16 @@ async fn callers_that_leave_block_no_key_of_the_memory_store() {
     for seed in 0..10 {
         let gate = Gate::new(memory());
         gate.dawdle(TURNS);
-        check(seed, [Arc::clone(&gate) as _, gate as _], clock()).await;
+        check(seed, [Arc::clone(&gate) as _, gate as _], clock(), false).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn callers_that_leave_a_batch_block_no_key() {
+    for seed in 0..10 {
+        let gate = Gate::new(memory());
+        gate.dawdle(TURNS);
+        check(seed, [Arc::clone(&gate) as _, gate as _], clock(), true).await;
     }
 }
 
@@ -262,7 +275,7 @@ async fn callers_that_leave_block_no_key_of_memcached() {
                 }
             }
         });
-        check(seed, [client(), client()], fake.rt()).await;
+        check(seed, [client(), client()], fake.rt(), false).await;
         network.abort();
         assert_eq!(fake.unmodelled(), [""; 0]);
     }

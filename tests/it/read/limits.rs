@@ -250,6 +250,53 @@ async fn a_load_that_asks_for_itself_is_told_so() {
     }
 }
 
+/// A loader's reads aren't batched: what reads a batch is a task that isn't inside the loader, and waits for it unnoticed.
+#[tokio::test(start_paused = true)]
+async fn loads_do_not_meet_others_in_a_batch() {
+    let cell = Arc::new(OnceLock::new());
+    let cache = Cache::builder(Nested(Arc::clone(&cell)))
+        .backend(memory())
+        .rt(clock());
+    let cache = cache.build().await.unwrap();
+    let batched = cache.batched();
+    cell.set(batched.clone()).expect("set once");
+    let started = tokio::time::Instant::now();
+    // There is always a batch to be joined.
+    let others = async {
+        loop {
+            assert_eq!(get::<Count>(&batched, &0).await.unwrap(), Some(0));
+        }
+    };
+    let nested = async {
+        assert_eq!(get::<Count>(&cache, &40).await.unwrap(), Some(40));
+        get::<Count>(&cache, &1_000).await.unwrap_err().to_string()
+    };
+    let text = tokio::select! {
+        text = nested => text,
+        never = others => never,
+    };
+    assert!(
+        text.contains("asked through the cache for a value it was loading"),
+        "{text}"
+    );
+    assert!(
+        started.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        started.elapsed()
+    );
+}
+
+/// A batch is a bulk read: the loader of both keys is asked for both, and one needs the other.
+#[tokio::test(start_paused = true)]
+async fn a_batch_whose_keys_need_each_other_is_told_so() {
+    let batched = nested().await.batched();
+    let (one, other) = tokio::join!(get::<Count>(&batched, &8), get::<Count>(&batched, &9));
+    for error in [one.unwrap_err(), other.unwrap_err()] {
+        let text = error.to_string();
+        assert!(text.contains("a value it was loading"), "{text}");
+    }
+}
+
 /// The one place is held by the load of 41, whose loader asks for 40, whose load waits for the place.
 #[tokio::test(start_paused = true)]
 async fn a_nested_read_does_not_wait_behind_its_own_place() {

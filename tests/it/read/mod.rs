@@ -1,6 +1,7 @@
 //! Accessors on the memory store: what a read answers, what it costs, and what it shares.
 
 mod answers;
+mod batching;
 mod drops;
 mod entries;
 mod flights;

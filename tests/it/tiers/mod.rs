@@ -1,5 +1,6 @@
 //! The in-process tiers behind accessors: what requests and the running code keep, and what they never do.
 
+mod batching;
 mod building;
 mod counts;
 mod failing;

@@ -476,6 +476,15 @@ async fn only_keys_of_the_server_that_did_not_confirm_are_distrusted() {
 /// Whatever the timing: what a request reads isn't older than its last flush that was confirmed when the read began.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn own_writes_are_seen_by_readers_in_many_tasks() {
+    own_writes_are_seen(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn own_writes_are_seen_by_readers_that_share_batches() {
+    own_writes_are_seen(true).await;
+}
+
+async fn own_writes_are_seen(batched: bool) {
     const WRITES: u64 = 2_000;
     let shelf = Shelf::default();
     shelf.write(7, "0");
@@ -484,7 +493,10 @@ async fn own_writes_are_seen_by_readers_in_many_tasks() {
     let cache = builder(&shelf, Arc::clone(&gate) as _).rt(Rt::new());
     let tiers = larder_tiers::Tiers::default();
     let cache = cache.tiers(tiers).build().await.unwrap();
-    let (request, tally) = counting(&cache);
+    let (mut request, tally) = counting(&cache);
+    if batched {
+        request = request.batched();
+    }
     let confirmed = Arc::new(AtomicU64::new(0));
     let done = Arc::new(AtomicBool::new(false));
     let mut readers = JoinSet::new();

@@ -82,6 +82,29 @@ async fn a_tallied_layer_counts_each_request_apart() {
     }
 }
 
+#[tokio::test]
+async fn a_batching_layer_batches_within_each_request() {
+    let (_, cache) = setting().await;
+    let handler = |asked: Asked| async move {
+        let reader = reader(&asked);
+        let (one, other) = tokio::join!(
+            get::<PerRequest>(&reader, &1),
+            get::<PerRequest>(&reader, &2)
+        );
+        assert!(one.unwrap().is_some() && other.unwrap().is_some());
+        Ok::<_, Infallible>(reader.tally().expect("it is tallied").loads())
+    };
+    for layer in [
+        RequestLayer::new(&cache).tallied().batched(),
+        RequestLayer::new(&cache).batched().tallied(),
+        RequestLayer::new(&cache.batched()).tallied(),
+    ] {
+        let service = layer.layer(service_fn(handler));
+        assert_eq!(service.oneshot(asked()).await.unwrap(), 1);
+        cache.flush::<PerRequest>([1, 2]).await.unwrap();
+    }
+}
+
 /// A clone that got away keeps nothing alive: the request is over with its response.
 #[tokio::test]
 async fn the_response_ends_it_for_all_clones() {
