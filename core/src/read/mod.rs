@@ -18,6 +18,8 @@ mod flush;
 mod load;
 mod memo;
 mod reader;
+#[cfg(feature = "axum")]
+mod response;
 mod scope;
 mod source;
 mod tier;
