@@ -47,7 +47,7 @@ async fn run(options: &Options) -> StartResult<()> {
     info!(db = %options.db, store = app.store(), "listening on http://{address}");
 
     let (stop, mut stopped) = watch::channel(false);
-    let server = axum::serve(listener, http::router(std::sync::Arc::clone(&app)))
+    let server = axum::serve(listener, http::router(app.clone()))
         .with_graceful_shutdown(async move {
             // The sender is dropped only after the server, so that this ends with the signal.
             let _ = stopped.wait_for(|stop| *stop).await;

@@ -287,7 +287,7 @@ async fn a_sent_message_is_there(place: Place) {
     // Somebody looks for it before it is there: its absence is in the store.
     let next = larder_chat::data::MessageId(301);
     let look = async |chat: &Chat| {
-        let found = larder::get::<larder_chat::data::Messages>(chat.app.cache(), &next);
+        let found = larder_chat::data::messages::one(&chat.app, next);
         found.await.unwrap().map(|message| message.version)
     };
     assert_eq!(

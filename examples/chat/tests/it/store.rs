@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use larder::Request;
 use larder::Transactional as _;
-use larder_chat::data::{DisplayNames, UserId};
+use larder_chat::data::{UserId, display_names};
 use larder_chat::db::{Db, Sql};
 use larder_chat::dictionary::Dictionaries;
 use larder_harness::server::{Listen, MemcachedServer};
@@ -57,11 +57,7 @@ async fn chats_that_share_a_store_see_each_others_writes() {
     // A request of the other that is under way keeps the name that it has read; its next one has the new name.
     let sender = UserId(seen.messages()[0]["sender_id"].as_i64().unwrap());
     let request = Request::begin(other.app.cache());
-    let name = async || {
-        larder::get::<DisplayNames>(&request, &sender)
-            .await
-            .unwrap()
-    };
+    let name = async || display_names::one(&request, sender).await.unwrap();
     let before = name().await;
     let change = json!({ "full_name": "Grace" });
     let user = format!("/api/users/{sender}");

@@ -1,7 +1,7 @@
 //! A chat to ask.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use axum::Router;
@@ -91,7 +91,7 @@ impl Place {
             .and_then(|config| config.vars(vars.iter().copied()));
         let config: Config = config.expect("a good configuration");
         let app = App::start(&options, &config).await?;
-        let router = http::router(Arc::clone(&app));
+        let router = http::router(app.clone());
         Ok(Chat { app, router })
     }
 }
@@ -99,7 +99,7 @@ impl Place {
 /// A running chat.
 #[derive(Clone)]
 pub(crate) struct Chat {
-    pub(crate) app: Arc<App>,
+    pub(crate) app: App,
     pub(crate) router: Router,
 }
 
