@@ -8,7 +8,7 @@ use tracing::warn;
 use crate::data::{messages, script_map};
 use crate::db::{self, Db};
 use crate::dictionary::Dictionaries;
-use crate::fill::fill_once;
+use crate::fill::filled;
 use crate::{During as _, Options, StartResult};
 
 /// The running chat, as each request has it: what accessors are called with where no request asks.
@@ -24,11 +24,18 @@ impl App {
     ///
     /// # Errors
     ///
-    /// If the database can't be opened or filled, the configuration names no store, or another chat uses the database
-    /// in a way that this one's store wouldn't notice.
+    /// Those of [`filled`] and of [`App::on`].
     pub async fn start(options: &Options, config: &Config) -> StartResult<Self> {
-        let db = Db::open(&options.db).await?;
-        fill_once(&db, options).await?;
+        Self::on(filled(options).await?, options, config).await
+    }
+
+    /// Puts the cache in front of a database that was filled.
+    ///
+    /// # Errors
+    ///
+    /// If the configuration names no store, or another chat uses the database in a way that this one's store wouldn't
+    /// notice.
+    pub async fn on(db: Db, options: &Options, config: &Config) -> StartResult<Self> {
         let dictionaries = Dictionaries::read(&db).await?;
         let what = "can't open the cache";
         let tiers = Tiers::from_config(config).during(what)?;
