@@ -111,6 +111,10 @@ async fn stats_show_generations_and_what_waits_to_be_flushed() {
     let generations = stats["generations"].as_array().unwrap();
     assert_eq!(generations.len(), 1, "{generations:?}");
     assert_eq!(generations[0]["is_own"], true);
+    assert!(
+        generations[0]["left_s"].as_u64() > Some(0),
+        "{generations:?}"
+    );
     assert_eq!(stats["uncached"], serde_json::json!({}));
     let writes = &stats["writes"];
     for (number, expected) in [
