@@ -1,5 +1,6 @@
 //! What needs several crates, or real servers: one binary.
 
+#[cfg(all(feature = "macros", feature = "tiers"))]
 mod attributes;
 mod consistency;
 mod guide;
