@@ -1,19 +1,18 @@
 //! The running chat: a database, and a cache in front of it.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use larder::{BuilderExt as _, Cache, Config, Tiers};
+use larder::{BuilderExt as _, Cache, Config, Reader, Tiers};
 use tracing::warn;
 
-use crate::data::{Messages, ScriptMap};
+use crate::data::{messages, script_map};
 use crate::db::{self, Db};
 use crate::dictionary::Dictionaries;
-use crate::fill::fill_once;
+use crate::fill::filled;
 use crate::{During as _, Options, StartResult};
 
-/// The running chat, shared by all requests.
-#[derive(Debug)]
+/// The running chat, as each request has it: what accessors are called with where no request asks.
+#[derive(Clone, Debug, Reader)]
 pub struct App {
     db: Db,
     cache: Cache<Db>,
@@ -25,35 +24,42 @@ impl App {
     ///
     /// # Errors
     ///
-    /// If the database can't be opened or filled, the configuration names no store, or another chat uses the database
-    /// in a way that this one's store wouldn't notice.
-    pub async fn start(options: &Options, config: &Config) -> StartResult<Arc<Self>> {
-        let db = Db::open(&options.db).await?;
-        fill_once(&db, options).await?;
+    /// Those of [`filled`] and of [`App::on`].
+    pub async fn start(options: &Options, config: &Config) -> StartResult<Self> {
+        Self::on(filled(options).await?, options, config).await
+    }
+
+    /// Puts the cache in front of a database that was filled.
+    ///
+    /// # Errors
+    ///
+    /// If the configuration names no store, or another chat uses the database in a way that this one's store wouldn't
+    /// notice.
+    pub async fn on(db: Db, options: &Options, config: &Config) -> StartResult<Self> {
         let dictionaries = Dictionaries::read(&db).await?;
         let what = "can't open the cache";
         let tiers = Tiers::from_config(config).during(what)?;
-        // What is cached registers itself: `larder::dataset!` beside each data set.
+        // What is cached registers itself, by its attribute.
         let mut builder = Cache::builder(db.clone())
             .config(config.clone())
             .tiers(tiers)
             // One reader is left for the queries that aren't loads.
             .max_loads(db::READERS as usize - 1)
             .load_queue(db::PATIENCE)
-            .dictionaries::<Messages>(dictionaries.current, dictionaries.older);
+            .dictionaries::<messages>(dictionaries.current, dictionaries.older);
         if options.warm {
-            builder = builder.warm::<ScriptMap>([()]);
+            builder = builder.warm::<script_map>([()]);
         }
         if cfg!(debug_assertions) {
             // Who writes and doesn't say what changed is told so by the first test.
             builder = builder.strict_writes();
         }
         let cache = builder.build().await.during(what)?;
-        Ok(Arc::new(Self {
+        Ok(Self {
             db,
             cache,
             started: Instant::now(),
-        }))
+        })
     }
 
     /// The database.

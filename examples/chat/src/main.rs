@@ -6,9 +6,9 @@ use std::str::FromStr as _;
 use std::time::Duration;
 
 use clap::Parser as _;
-use larder_chat::{App, Options, StartError, StartResult, http};
+use larder_chat::{App, Options, StartError, StartResult, fill, http};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{info, warn};
 use tracing_subscriber::filter::Targets;
@@ -34,9 +34,16 @@ async fn run(options: &Options) -> StartResult<()> {
     log()?;
     let config = options.config().and_then(larder::Config::env);
     let config = config.map_err(|error| StartError::new(error.to_string()))?;
-    let mut interrupt = stop_signal(SignalKind::interrupt())?;
-    let mut terminate = stop_signal(SignalKind::terminate())?;
-    let app = App::start(options, &config).await?;
+    let mut signals = Signals::listen()?;
+    // Filling may take minutes. What comes after it doesn't, and isn't torn off: who has registered takes that back.
+    let db = tokio::select! {
+        db = fill::filled(options) => db?,
+        () = signals.stop() => {
+            info!("stopped before the database was filled: it is as it was");
+            return Ok(());
+        }
+    };
+    let app = App::on(db, options, &config).await?;
     let listener = TcpListener::bind(options.listen).await.map_err(|error| {
         StartError::new(format!(
             "can't listen on {}: {error}; choose another --listen",
@@ -47,16 +54,13 @@ async fn run(options: &Options) -> StartResult<()> {
     info!(db = %options.db, store = app.store(), "listening on http://{address}");
 
     let (stop, mut stopped) = watch::channel(false);
-    let server = axum::serve(listener, http::router(std::sync::Arc::clone(&app)))
-        .with_graceful_shutdown(async move {
+    let server =
+        axum::serve(listener, http::router(app.clone())).with_graceful_shutdown(async move {
             // The sender is dropped only after the server, so that this ends with the signal.
             let _ = stopped.wait_for(|stop| *stop).await;
         });
     let drained = async {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
+        signals.stop().await;
         info!("stopping: requests under way may finish");
         stop.send_replace(true);
         tokio::time::sleep(PATIENCE).await;
@@ -70,8 +74,31 @@ async fn run(options: &Options) -> StartResult<()> {
     served.map_err(|error| StartError::new(format!("the server failed: {error}")))
 }
 
-fn stop_signal(kind: SignalKind) -> StartResult<tokio::signal::unix::Signal> {
-    signal(kind).map_err(|error| StartError::new(format!("can't wait for signals: {error}")))
+/// What tells the chat to stop.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn listen() -> StartResult<Self> {
+        let listen = |kind| {
+            signal(kind)
+                .map_err(|error| StartError::new(format!("can't wait for signals: {error}")))
+        };
+        Ok(Self {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+        })
+    }
+
+    /// Waits for either.
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
 }
 
 /// Logs to standard error what `RUST_LOG` asks for, such as `larder=debug,info`.

@@ -8,11 +8,11 @@
 
 use std::fmt;
 
-use larder::{Cache, Change, CommitError, Committed, LoadError, Tx};
+use larder::{Cache, Change, CommitError, Committed, Entity as _, LoadError, Tx};
 
 use crate::data::{
     Email, Message, MessageField, MessageId, NewMessage, Reaction, ReactionId, Stream, StreamId,
-    StreamPatch, Streams, Subscription, Topic, User, UserId, UserPatch, Users,
+    StreamPatch, Subscription, Topic, User, UserId, UserPatch, streams, users,
 };
 use crate::db::Db;
 
@@ -61,15 +61,13 @@ impl fmt::Display for WriteError {
             Self::UnknownTopic(Topic { stream_id, subject }) => {
                 write!(f, "stream {stream_id} has no message about `{subject}`")
             }
-            Self::UnknownReaction(id) => {
-                let (user, message) = (id.user_id, id.message_id);
+            Self::UnknownReaction((message, user, ..)) => {
                 write!(
                     f,
                     "user {user} hasn't reacted like that to message {message}"
                 )
             }
-            Self::HasReacted(id) => {
-                let (user, message) = (id.user_id, id.message_id);
+            Self::HasReacted((message, user, ..)) => {
                 write!(f, "user {user} has reacted like that to message {message}")
             }
             Self::Inactive(id) => write!(f, "user {id} is not active, so it can't write"),
@@ -222,7 +220,11 @@ pub async fn move_topic(
         return Err(WriteError::UnknownTopic(from.clone()));
     }
     let ids = moved.iter().map(|(id, _)| *id);
-    let fields = [MessageField::Place, MessageField::Version];
+    let fields = [
+        MessageField::StreamId,
+        MessageField::Subject,
+        MessageField::Version,
+    ];
     tx.changed(Change::<Message>::rows(ids, fields));
     commit(tx, moved).await
 }
@@ -235,7 +237,7 @@ pub async fn react(cache: &Cache<Db>, reaction: Reaction) -> WriteResult<Message
     let before = tx.lock::<Message>(&reaction.message_id).await?;
     let before = before.ok_or(WriteError::UnknownMessage(reaction.message_id))?;
     if before.reactions.iter().any(|known| known.is(&reaction)) {
-        return Err(WriteError::HasReacted(larder::Entity::id(&reaction)));
+        return Err(WriteError::HasReacted(reaction.id()));
     }
     reaction.insert(&mut tx).await?;
     let reactions = before.reactions.iter().chain([&reaction]).cloned();
@@ -248,8 +250,9 @@ pub async fn react(cache: &Cache<Db>, reaction: Reaction) -> WriteResult<Message
 /// Takes a reaction back; answers the message.
 pub async fn unreact(cache: &Cache<Db>, id: ReactionId) -> WriteResult<Message> {
     let mut tx = cache.begin().await?;
-    let before = tx.lock::<Message>(&id.message_id).await?;
-    let before = before.ok_or(WriteError::UnknownMessage(id.message_id))?;
+    let message = id.0;
+    let before = tx.lock::<Message>(&message).await?;
+    let before = before.ok_or(WriteError::UnknownMessage(message))?;
     let reaction = tx.lock::<Reaction>(&id).await?;
     let Some(reaction) = reaction else {
         return Err(WriteError::UnknownReaction(id));
@@ -278,12 +281,12 @@ async fn writer(tx: &mut Tx<Db>, id: UserId) -> Result<User, WriteError> {
 }
 
 async fn user(tx: &mut Tx<Db>, id: UserId) -> Result<User, WriteError> {
-    let user = larder::get::<Users>(tx, &id).await?;
+    let user = users::one(tx, id).await?;
     user.ok_or(WriteError::UnknownUser(id))
 }
 
 async fn stream(tx: &mut Tx<Db>, id: StreamId) -> Result<Stream, WriteError> {
-    let stream = larder::get::<Streams>(tx, &id).await?;
+    let stream = streams::one(tx, id).await?;
     stream.ok_or(WriteError::UnknownStream(id))
 }
 

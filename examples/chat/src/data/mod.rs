@@ -6,14 +6,14 @@
 //!
 //! | data set | key | value | stale when |
 //! |---|---|---|---|
-//! | [`Messages`] | message id | [`Message`] with its reactions, compressed with a dictionary | the message is written, or a reaction to it |
-//! | [`Users`] | user id | [`User`] | the user is written |
-//! | [`UsersByEmail`] | e-mail address | user id | the address gets or loses its user |
-//! | [`DisplayNames`] | user id | the name | the user is written |
-//! | [`Streams`] | stream id | [`Stream`] | the stream is written |
-//! | [`Subscribers`] | stream id | who reads it | a subscription of the stream is written |
-//! | [`Subscriptions`] | user id | streams with their names | a subscription of the user is written, or one of the streams |
-//! | [`ScriptMap`] | nothing | [`Symbols`], never stored | never: it is a part of the program |
+//! | [`messages`](fn@messages) | message id | [`Message`] with its reactions, compressed with a dictionary | the message is written, or a reaction to it |
+//! | [`users`](fn@users) | user id | [`User`] | the user is written |
+//! | [`user_by_email`](fn@user_by_email) | e-mail address | user id | the address gets or loses its user |
+//! | [`display_names`](fn@display_names) | user id | the name | the user is written |
+//! | [`streams`](fn@streams) | stream id | [`Stream`] | the stream is written |
+//! | [`subscribers`](fn@subscribers) | stream id | who reads it | a subscription of the stream is written |
+//! | [`subscriptions`](fn@subscriptions) | user id | streams with their names | a subscription of the user is written, or one of the streams |
+//! | [`script_map`](fn@script_map) | nothing | [`Symbols`], never stored | never: it is a part of the program |
 //!
 //! Each says so itself, in its `flush_on`, of the entities: what is written ([`User`], [`Stream`], [`Subscription`],
 //! [`Message`], [`Reaction`]). A write says what it changed, and knows nothing of data sets: see [`writes`](crate::writes).
@@ -23,42 +23,39 @@
 //!
 //! Absence is cached too (`404` is an answer like any other), so that what is created makes it stale as well.
 
-mod messages;
-mod reactions;
-mod script_map;
-mod streams;
-mod subscriptions;
-mod users;
+mod message;
+mod reaction;
+mod stream;
+mod subscription;
+mod symbols;
+mod user;
 
-use larder::{KeyPart, KeyWriter};
+use larder::KeyPart;
 use serde::{Deserialize, Serialize};
 
-pub use messages::{Edit, Message, MessageField, Messages, MessagesPage, NewMessage, Topic};
-pub(crate) use messages::{insert_all, sample};
-pub use reactions::{Reaction, ReactionField, ReactionId};
-pub use script_map::{Origin, ScriptMap, Symbols};
-pub use streams::{Stream, StreamField, StreamPatch, Streams};
-pub use subscriptions::{
-    ReadersOf, Subscribed, Subscriber, Subscribers, Subscription, SubscriptionField, Subscriptions,
+use crate::db::column;
+
+pub use message::{Edit, Message, MessageField, MessagesPage, NewMessage, Topic, messages};
+pub(crate) use message::{insert_all, sample};
+pub use reaction::{Reaction, ReactionField, ReactionId};
+pub use stream::{Stream, StreamField, StreamPatch, streams};
+pub use subscription::{
+    ReadersOf, Subscribed, Subscriber, Subscription, SubscriptionField, subscribers, subscriptions,
 };
-pub use users::{
-    BadEmail, DisplayName, DisplayNames, Email, StoredUser, User, UserField, UserPatch, Users,
-    UsersByEmail,
+pub use symbols::{Origin, Symbols, script_map};
+pub use user::{
+    BadEmail, DisplayName, Email, User, UserField, UserPatch, display_names, user_by_email, users,
 };
 
 /// How an id comes out of a URL, a row or a key: a number of its own type.
 macro_rules! ids {
     ($($(#[doc = $doc:literal])* $name:ident)*) => {$(
         $(#[doc = $doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, KeyPart)]
         #[serde(transparent)]
         pub struct $name(pub i64);
 
-        impl KeyPart for $name {
-            fn write(&self, key: &mut KeyWriter<'_>) {
-                key.integer(self.0);
-            }
-        }
+        column!($name(i64));
 
         impl From<$name> for i64 {
             fn from(id: $name) -> Self {

@@ -11,6 +11,7 @@ mod location;
 mod migrate;
 mod outbox;
 mod query;
+mod row;
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -31,6 +32,8 @@ pub use location::Location;
 pub(crate) use migrate::{commit, one_at_a_time};
 pub(crate) use query::sql;
 pub use query::{Query, Row, Sql};
+pub use row::Joined;
+pub(crate) use row::{column, json, row};
 
 /// How long a writer waits for another one, anybody for a free connection, and a load for its turn.
 pub const PATIENCE: Duration = Duration::from_secs(10);

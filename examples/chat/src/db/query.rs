@@ -9,7 +9,7 @@ use sqlx::sqlite::{SqliteArguments, SqliteConnection, SqliteRow};
 use sqlx::{Arguments as _, AssertSqlSafe, Encode, FromRow, Postgres, SqlSafeStr as _, SqlStr};
 use sqlx::{Sqlite, Type};
 
-use super::Conn;
+use super::{Conn, Joined};
 
 /// A statement in the words of both databases; its parameters are `$1`, `$2` and so on.
 #[derive(Clone, Copy, Debug)]
@@ -162,6 +162,33 @@ impl Query<'_> {
     /// Runs it, and answers the one row.
     pub async fn one<R: Row>(self) -> sqlx::Result<R> {
         self.optional().await?.ok_or(sqlx::Error::RowNotFound)
+    }
+
+    /// Runs it, and answers its one column.
+    pub async fn column<T>(self) -> sqlx::Result<Vec<T>>
+    where
+        (T,): Row,
+    {
+        let rows: Vec<(T,)> = self.all().await?;
+        Ok(rows.into_iter().map(|(value,)| value).collect())
+    }
+
+    /// Runs it, and answers the value if there is one.
+    pub async fn value<T>(self) -> sqlx::Result<Option<T>>
+    where
+        (T,): Row,
+    {
+        let row: Option<(T,)> = self.optional().await?;
+        Ok(row.map(|(value,)| value))
+    }
+
+    /// Runs a left join of one row, and answers what joined it: nothing, if that row is alone, `None` if it isn't there.
+    pub async fn joined<R>(self) -> sqlx::Result<Option<Vec<R>>>
+    where
+        Joined<R>: Row,
+    {
+        let rows: Vec<Joined<R>> = self.all().await?;
+        Ok((!rows.is_empty()).then(|| rows.into_iter().filter_map(|row| row.0).collect()))
     }
 
     /// Runs it, and answers how many rows it changed.

@@ -25,12 +25,20 @@ pub use generate::Generator;
 /// Messages stored by one statement.
 const BATCH: usize = 500;
 
-/// Fills the database if nothing ever has, and trains the dictionary of what it was filled with.
+/// Opens the database, and fills it if nothing ever has. Who stops waiting leaves it as it was.
 ///
 /// # Errors
 ///
-/// If the file to import can't be read, a line of it is bad, or the database was filled with something else before.
-pub async fn fill_once(db: &Db, options: &Options) -> StartResult<()> {
+/// If it can't be opened, the file to import can't be read, a line of it is bad, or the database was filled with something
+/// else before.
+pub async fn filled(options: &Options) -> StartResult<Db> {
+    let db = Db::open(&options.db).await?;
+    fill_once(&db, options).await?;
+    Ok(db)
+}
+
+/// Fills the database if nothing ever has, and trains the dictionary of what it was filled with.
+async fn fill_once(db: &Db, options: &Options) -> StartResult<()> {
     let what = format!("{}: can't fill the database", options.db);
     let mut tx = db.begin().await.during(&what)?;
     one_at_a_time(&mut tx).await.during(&what)?;

@@ -1,7 +1,6 @@
 //! `/api/client-errors`: where in the sources an error of the page was.
 
 use std::fmt;
-use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
@@ -13,7 +12,7 @@ use tracing::warn;
 use super::answer::{ApiError, Valid, answer};
 use super::visit::Visit;
 use crate::App;
-use crate::data::{Origin, ScriptMap, Symbols};
+use crate::data::{Origin, Symbols, script_map};
 use crate::release::SCRIPT_NAME;
 use crate::stack::{Site, Stack};
 
@@ -92,15 +91,12 @@ impl fmt::Display for Place<'_> {
 /// The source map comes from the deploy tier: the first report of a process waits until it is parsed, which the answer
 /// shows as `map`, and no other does. It is read with the cache, since a request's tier has no part in it.
 pub(super) async fn report(
-    State(app): State<Arc<App>>,
+    State(app): State<App>,
     visit: Visit,
     Valid(Json(report)): Valid<Json<Report>>,
 ) -> Result<Response, ApiError> {
     let stack = report.stack()?;
-    let symbols = visit
-        .map(larder::get::<ScriptMap>(app.cache(), &()))
-        .await?;
-    let symbols = symbols.ok_or_else(|| ApiError::internal("this release has no source map"))?;
+    let symbols = visit.map(script_map(&app)).await?;
     let frames: Vec<Found<'_>> = stack
         .frames
         .iter()

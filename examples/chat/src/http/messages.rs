@@ -1,6 +1,6 @@
 //! `/api/messages`: pages of history, new messages, reactions to them, and topics that move.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
@@ -13,8 +13,8 @@ use super::answer::{ApiError, Valid, answer, written};
 use super::visit::Visit;
 use crate::App;
 use crate::data::{
-    DisplayName, DisplayNames, Message, MessageId, Messages, MessagesPage, NewMessage, Reaction,
-    ReactionId, Stream, StreamId, Streams, Topic, UserId,
+    DisplayName, Message, MessageId, MessagesPage, NewMessage, Reaction, Stream, StreamId, Topic,
+    UserId, display_names, messages, streams,
 };
 use crate::fill::unix_time;
 use crate::render::render;
@@ -139,7 +139,7 @@ fn names_of<S: Serializer>(names: &Names, to: S) -> Result<S::Ok, S::Error> {
 
 /// The names of everybody who has to do with a message: what the request has read before comes from there.
 async fn names(visit: &Visit, message: &Message) -> Result<Names, ApiError> {
-    let names = larder::get_many::<DisplayNames>(visit, message.people()).await?;
+    let names = display_names(visit, message.people()).await?;
     let found = names
         .iter()
         .filter_map(|(id, name)| Some((*id, Arc::clone(name?))));
@@ -152,7 +152,7 @@ async fn names(visit: &Visit, message: &Message) -> Result<Names, ApiError> {
 /// reasons than a message, the names, is added after the fetch, from a bulk call for each kind. The one for the names of
 /// people is for the request to keep them: each message then asks for its own.
 pub(super) async fn list(
-    State(app): State<Arc<App>>,
+    State(app): State<App>,
     visit: Visit,
     Valid(Query(query)): Valid<Query<PageQuery>>,
 ) -> Result<Response, ApiError> {
@@ -165,25 +165,19 @@ pub(super) async fn list(
         })
         .await?;
     if let Some(stream) = page.stream.filter(|_| ids.is_empty()) {
-        let found = larder::get::<Streams>(&visit, &stream).await?;
+        let found = streams::one(&visit, stream).await?;
         found.ok_or_else(|| ApiError::unknown(format!("there is no stream {stream}")))?;
     }
-    let messages = larder::get_many::<Messages>(&visit, &ids).await?;
+    let found = messages(&visit, &ids).await?;
     // A message that was deleted since its id was found is left out.
-    let messages: Vec<&Message> = messages.iter().filter_map(|(_, message)| message).collect();
-    let people: HashSet<UserId> = messages
-        .iter()
-        .flat_map(|message| message.people())
-        .collect();
-    let streams: HashSet<StreamId> = messages.iter().map(|message| message.stream_id).collect();
-    let (_, streams) = tokio::try_join!(
-        larder::get_many::<DisplayNames>(&visit, &people),
-        larder::get_many::<Streams>(&visit, &streams)
-    )?;
+    let messages: Vec<&Message> = found.iter().filter_map(|(_, message)| message).collect();
+    let people = messages.iter().flat_map(|message| message.people());
+    let places = messages.iter().map(|message| message.stream_id);
+    let (_, places) = tokio::try_join!(display_names(&visit, people), streams(&visit, places))?;
     let mut views = Vec::with_capacity(messages.len());
     for message in messages {
         let names = names(&visit, message).await?;
-        views.push(View::new(message, streams.get(&message.stream_id), names));
+        views.push(View::new(message, places.get(&message.stream_id), names));
     }
     #[derive(Serialize)]
     struct Page<'a> {
@@ -327,12 +321,13 @@ pub(super) async fn unreact(
     Valid(Path(message_id)): Valid<Path<MessageId>>,
     Valid(Query(unreacting)): Valid<Query<Unreacting>>,
 ) -> Result<Response, ApiError> {
-    let id = ReactionId {
+    let code = code_points(&unreacting.emoji_code)?;
+    let id = (
         message_id,
-        user_id: unreacting.user_id,
-        reaction_type: REACTION_TYPE.to_owned(),
-        emoji_code: code_points(&unreacting.emoji_code)?,
-    };
+        unreacting.user_id,
+        code,
+        REACTION_TYPE.to_owned(),
+    );
     let unreacted = visit.write(async |cache| writes::unreact(cache, id).await);
     let unreacted = unreacted.await?;
     let (status, message) = (StatusCode::OK, &unreacted.value);

@@ -12,8 +12,6 @@ mod streams;
 mod users;
 mod visit;
 
-use std::sync::Arc;
-
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware::from_fn;
@@ -29,7 +27,7 @@ pub use visit::Visit;
 const LONGEST_BODY: usize = 256 << 10;
 
 /// All routes of the chat.
-pub fn router(app: Arc<App>) -> Router {
+pub fn router(app: App) -> Router {
     Router::new()
         .route("/", get(page::index))
         .route("/style.css", get(page::style))

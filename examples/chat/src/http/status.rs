@@ -1,7 +1,5 @@
 //! `/healthz` and `/stats`: how the chat and its store are.
 
-use std::sync::Arc;
-
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
@@ -14,14 +12,14 @@ use crate::App;
 use crate::db::Sql;
 
 /// `GET /healthz`: whether the chat can answer, which takes its database and not its store.
-pub(super) async fn health(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
+pub(super) async fn health(State(app): State<App>) -> Result<Response, ApiError> {
     let mut db = app.db().read().await?;
     db.query(Sql::same("SELECT 1")).execute().await?;
     Ok(answer(StatusCode::OK, &json!({ "status": "ok" })))
 }
 
 /// `GET /stats`: what was counted since the start, what waits to be flushed, and how each server of the store answers now.
-pub(super) async fn stats(State(app): State<Arc<App>>) -> Response {
+pub(super) async fn stats(State(app): State<App>) -> Response {
     #[derive(Serialize)]
     struct Stats<'a> {
         store: &'a str,

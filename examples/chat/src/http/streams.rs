@@ -1,7 +1,5 @@
 //! `/api/streams`: where messages are sent, and who reads them.
 
-use std::sync::Arc;
-
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -12,7 +10,7 @@ use super::answer::{ApiError, Valid, answer, written};
 use super::messages::text;
 use super::visit::Visit;
 use crate::App;
-use crate::data::{Stream, StreamId, StreamPatch, Streams, Subscribers, User, UserId, Users};
+use crate::data::{self, Stream, StreamId, StreamPatch, User, UserId, streams, users};
 use crate::writes;
 
 /// The longest name and the longest description, in characters.
@@ -20,14 +18,14 @@ const LONGEST_NAME: usize = 60;
 const LONGEST_DESCRIPTION: usize = 1_000;
 
 /// `GET /api/streams`
-pub(super) async fn list(State(app): State<Arc<App>>, visit: Visit) -> Result<Response, ApiError> {
+pub(super) async fn list(State(app): State<App>, visit: Visit) -> Result<Response, ApiError> {
     let ids = visit
         .query(async {
             let mut db = app.db().read().await?;
             Stream::ids(&mut db).await
         })
         .await?;
-    let streams = larder::get_many::<Streams>(&visit, &ids).await?;
+    let streams = streams(&visit, &ids).await?;
     #[derive(Serialize)]
     struct All<'a> {
         streams: Vec<&'a Stream>,
@@ -43,11 +41,11 @@ pub(super) async fn subscribers(
     visit: Visit,
     Valid(Path(id)): Valid<Path<StreamId>>,
 ) -> Result<Response, ApiError> {
-    let subscribers = larder::get::<Subscribers>(&visit, &id).await?;
+    let subscribers = data::subscribers(&visit, id).await?;
     let subscribers =
         subscribers.ok_or_else(|| ApiError::unknown(format!("there is no stream {id}")))?;
     let ids = subscribers.iter().map(|subscriber| subscriber.user_id);
-    let users = larder::get_many::<Users>(&visit, ids).await?;
+    let users = users(&visit, ids).await?;
     #[derive(Serialize)]
     struct View<'a> {
         #[serde(flatten)]
@@ -74,7 +72,7 @@ pub(super) async fn by_id(
     visit: Visit,
     Valid(Path(id)): Valid<Path<StreamId>>,
 ) -> Result<Response, ApiError> {
-    let stream = larder::get::<Streams>(&visit, &id).await?;
+    let stream = streams::one(&visit, id).await?;
     let stream = stream.ok_or_else(|| ApiError::unknown(format!("there is no stream {id}")))?;
     Ok(answer(StatusCode::OK, &stream))
 }

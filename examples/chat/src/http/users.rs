@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::answer::{ApiError, Valid, answer, written};
 use super::messages::text;
 use super::visit::Visit;
-use crate::data::{Email, Subscribed, Subscriptions, User, UserId, UserPatch, Users, UsersByEmail};
+use crate::data::{self, Email, Subscribed, User, UserId, UserPatch, user_by_email, users};
 use crate::writes;
 
 /// The longest name, in characters.
@@ -20,7 +20,7 @@ pub(super) async fn by_id(
     visit: Visit,
     Valid(Path(id)): Valid<Path<UserId>>,
 ) -> Result<Response, ApiError> {
-    let user = larder::get::<Users>(&visit, &id).await?;
+    let user = users::one(&visit, id).await?;
     let user = user.ok_or_else(|| ApiError::unknown(format!("there is no user {id}")))?;
     Ok(answer(StatusCode::OK, &user))
 }
@@ -38,13 +38,13 @@ pub(super) async fn by_email(
     Valid(Query(ByEmail { email })): Valid<Query<ByEmail>>,
 ) -> Result<Response, ApiError> {
     let unknown = || ApiError::unknown(format!("nobody has the e-mail address {}", email.as_str()));
-    let id = larder::get::<UsersByEmail>(&visit, &email).await?;
-    let user = larder::get::<Users>(&visit, &id.ok_or_else(unknown)?).await?;
+    let id = user_by_email(&visit, &email).await?;
+    let user = users::one(&visit, id.ok_or_else(unknown)?).await?;
     let user = match user.filter(|user| user.email == email) {
         Some(user) => Some(user),
         // Each entry was right when it was read, and in between the address got another user: the source says whom.
-        None => match larder::uncached::<UsersByEmail>(&visit, &email).await? {
-            Some(id) => larder::uncached::<Users>(&visit, &id).await?,
+        None => match user_by_email::uncached(&visit, &email).await? {
+            Some(id) => users::uncached(&visit, id).await?,
             None => None,
         },
     };
@@ -102,7 +102,7 @@ pub(super) async fn subscriptions(
     visit: Visit,
     Valid(Path(id)): Valid<Path<UserId>>,
 ) -> Result<Response, ApiError> {
-    let subscriptions = larder::get::<Subscriptions>(&visit, &id).await?;
+    let subscriptions = data::subscriptions(&visit, id).await?;
     let subscriptions =
         subscriptions.ok_or_else(|| ApiError::unknown(format!("there is no user {id}")))?;
     #[derive(Serialize)]

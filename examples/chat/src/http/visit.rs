@@ -9,14 +9,14 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::Response;
-use larder::{Cache, Reader, Request, Route, ScopedReader};
+use larder::{Cache, Reader, Request};
 
 use super::ApiError;
 use crate::db::Db;
 use crate::writes::Written;
 
-/// One request: the reader that its accessors are called with, and the clocks that its answer shows.
-#[derive(Clone, Debug)]
+/// One request: what its accessors are called with, `users(&visit, ids)`, and the clocks that its answer shows.
+#[derive(Clone, Debug, Reader)]
 pub struct Visit {
     /// What it reads with: larder's own, which keeps what is read and counts what it costs.
     request: Request<Db>,
@@ -96,16 +96,6 @@ impl Visit {
         }
     }
 }
-
-/// A visit is what accessors are called with: `larder::get::<Users>(&visit, &id)`.
-impl<'a> Reader<'a, Db> for &'a Visit {
-    fn route(self) -> Route<'a, Db> {
-        self.request.route()
-    }
-}
-
-/// It holds a request, so that it also reads what requests keep.
-impl<'a> ScopedReader<'a, Db> for &'a Visit {}
 
 impl<S: Sync> FromRequestParts<S> for Visit {
     type Rejection = ApiError;

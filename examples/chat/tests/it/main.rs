@@ -8,6 +8,7 @@ mod messages;
 mod overload;
 mod page;
 mod plans;
+mod stopping;
 mod store;
 mod streams;
 mod support;

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use larder_chat::data::{MessageId, Messages};
+use larder_chat::data::{MessageId, messages};
 use serde_json::{Value, json};
 
 use crate::support::{Chat, Place, on_each_database};
@@ -201,9 +201,7 @@ async fn sent_messages_are_in_the_next_page(place: Place) {
     let chat = chat(&place).await;
     // Somebody asked for it before it was there: its absence is remembered.
     let next = MessageId(1501);
-    let absent = larder::get::<Messages>(chat.app.cache(), &next)
-        .await
-        .unwrap();
+    let absent = messages::one(&chat.app, next).await.unwrap();
     assert_eq!(absent, None);
 
     let body = json!({ "stream_id": 3, "sender_id": active(&chat).await, "subject": " tea ", "content": "**hot** <b>" });
@@ -223,12 +221,7 @@ async fn sent_messages_are_in_the_next_page(place: Place) {
 
     let page = chat.get("/api/messages?stream=3&before=1").await;
     assert_eq!(page.messages(), [sent]);
-    assert!(
-        larder::get::<Messages>(chat.app.cache(), &next)
-            .await
-            .unwrap()
-            .is_some()
-    );
+    assert!(messages::one(&chat.app, next).await.unwrap().is_some());
 }
 
 async fn bad_messages_are_refused_with_a_reason(place: Place) {

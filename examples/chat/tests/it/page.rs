@@ -1,7 +1,7 @@
 //! The page, and how the chat says it is.
 
 use larder::Request;
-use larder_chat::data::{DisplayNames, ScriptMap, UserId};
+use larder_chat::data::{UserId, display_names, script_map};
 use larder_chat::release::{SCRIPT_MAP, SCRIPT_NAME};
 
 use crate::support::Place;
@@ -80,15 +80,10 @@ async fn stats_show_both_tiers_of_the_process_and_their_budget() {
     }
     // A request under way keeps what it has read.
     let request = Request::begin(chat.app.cache());
-    larder::get_many::<DisplayNames>(&request, [1, 2, 3].map(UserId))
-        .await
-        .unwrap();
-    larder::get::<DisplayNames>(&request, &UserId(2))
-        .await
-        .unwrap();
-    larder::get::<ScriptMap>(chat.app.cache(), &())
-        .await
-        .unwrap();
+    let some = [1, 2, 3].map(UserId);
+    display_names(&request, some).await.unwrap();
+    display_names::one(&request, some[1]).await.unwrap();
+    script_map(&chat.app).await.unwrap();
     let tiers = chat.get("/stats").await.expect(200)["tiers"].clone();
     let numbers =
         |tier: &str| ["entries", "hits", "misses"].map(|name| tiers[tier][name].as_u64().unwrap());
@@ -116,6 +111,10 @@ async fn stats_show_generations_and_what_waits_to_be_flushed() {
     let generations = stats["generations"].as_array().unwrap();
     assert_eq!(generations.len(), 1, "{generations:?}");
     assert_eq!(generations[0]["is_own"], true);
+    assert!(
+        generations[0]["left_s"].as_u64() > Some(0),
+        "{generations:?}"
+    );
     assert_eq!(stats["uncached"], serde_json::json!({}));
     let writes = &stats["writes"];
     for (number, expected) in [

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use larder::Request;
 use larder::Transactional as _;
-use larder_chat::data::{DisplayNames, UserId};
+use larder_chat::data::{UserId, display_names};
 use larder_chat::db::{Db, Sql};
 use larder_chat::dictionary::Dictionaries;
 use larder_harness::server::{Listen, MemcachedServer};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::Notify;
 
 use crate::support::{Chat, Place};
@@ -57,11 +57,7 @@ async fn chats_that_share_a_store_see_each_others_writes() {
     // A request of the other that is under way keeps the name that it has read; its next one has the new name.
     let sender = UserId(seen.messages()[0]["sender_id"].as_i64().unwrap());
     let request = Request::begin(other.app.cache());
-    let name = async || {
-        larder::get::<DisplayNames>(&request, &sender)
-            .await
-            .unwrap()
-    };
+    let name = async || display_names::one(&request, sender).await.unwrap();
     let before = name().await;
     let change = json!({ "full_name": "Grace" });
     let user = format!("/api/users/{sender}");
@@ -81,6 +77,45 @@ async fn chats_that_share_a_store_see_each_others_writes() {
         error.contains("a store in a process isn't shared"),
         "{error}"
     );
+}
+
+#[tokio::test]
+async fn stats_show_a_generation_for_each_store_and_whose_it_is() {
+    let place = Place::new();
+    let servers = [(); 2].map(|()| MemcachedServer::start(Listen::Tcp, &[]));
+    let (one, other) = (
+        start(&place, &servers[0]).await,
+        start(&place, &servers[0]).await,
+    );
+    let apart = start(&place, &servers[1]).await;
+    let generations = async |chat: &Chat| {
+        // The register is read anew every second or two.
+        let is_both = |stats: &Value| stats["generations"].as_array().map_or(0, Vec::len) == 2;
+        chat.settled(is_both).await;
+        let stats = chat.get("/stats").await.expect(200);
+        let generations = stats["generations"].as_array().unwrap();
+        let mut ids: Vec<Value> = generations.iter().map(|each| each["id"].clone()).collect();
+        ids.sort_by_key(Value::to_string);
+        let own = generations.iter().filter(|each| each["is_own"] == true);
+        let own: Vec<Value> = own.map(|each| json!([each["id"], each["pool"]])).collect();
+        assert_eq!(own.len(), 1, "{generations:?}");
+        (ids, own)
+    };
+    let (shared, own) = generations(&one).await;
+    assert_eq!(generations(&other).await, (shared.clone(), own.clone()));
+    let (all, theirs) = generations(&apart).await;
+    assert_eq!(all, shared);
+    assert_ne!(theirs, own);
+
+    // A write flushes both stores.
+    let user = "/api/users/7";
+    one.stored(user).await;
+    apart.stored(user).await;
+    let changed = one
+        .send("PATCH", user, json!({ "full_name": "Grace" }))
+        .await;
+    assert_eq!(changed.flush(), "fresh");
+    assert_eq!(apart.get(user).await.expect(200)["full_name"], "Grace");
 }
 
 #[tokio::test]
@@ -244,16 +279,7 @@ async fn killing_and_hanging_the_store_fails_no_request() {
     server.resume();
     amid_traffic(&chat, || server.restart()).await;
     // Once the server is there again, pages come from it.
-    let served = async {
-        while chat.get("/api/messages?before=200").await.loads() > 0 {
-            tokio::task::yield_now().await;
-        }
-    };
-    let served = tokio::time::timeout(Duration::from_secs(20), served).await;
-    assert!(
-        served.is_ok(),
-        "the store is back and nothing is served from it"
-    );
+    chat.stored("/api/messages?before=200").await;
     let stats = chat.get("/stats").await.expect(200);
     let health = &stats["backend"]["servers"][0];
     assert_eq!(health["state"], "up");

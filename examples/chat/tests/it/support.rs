@@ -1,7 +1,7 @@
 //! A chat to ask.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use axum::Router;
@@ -61,6 +61,11 @@ impl Place {
         }
     }
 
+    /// What `--db` is here.
+    pub(crate) fn db(&self) -> &str {
+        &self.db
+    }
+
     pub(crate) fn path(&self) -> &Path {
         self.directory.path()
     }
@@ -91,7 +96,7 @@ impl Place {
             .and_then(|config| config.vars(vars.iter().copied()));
         let config: Config = config.expect("a good configuration");
         let app = App::start(&options, &config).await?;
-        let router = http::router(Arc::clone(&app));
+        let router = http::router(app.clone());
         Ok(Chat { app, router })
     }
 }
@@ -99,7 +104,7 @@ impl Place {
 /// A running chat.
 #[derive(Clone)]
 pub(crate) struct Chat {
-    pub(crate) app: Arc<App>,
+    pub(crate) app: App,
     pub(crate) router: Router,
 }
 
@@ -140,6 +145,18 @@ impl Chat {
         };
         let settled = tokio::time::timeout(Duration::from_secs(20), settled).await;
         assert!(settled.is_ok(), "the statistics never say so");
+    }
+
+    /// Waits until this page is served from the store alone: a new generation doesn't fill at once, and a server that
+    /// was away isn't read at once.
+    pub(crate) async fn stored(&self, page: &str) {
+        let stored = async {
+            while self.get(page).await.loads() > 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let stored = tokio::time::timeout(Duration::from_secs(20), stored).await;
+        assert!(stored.is_ok(), "{page} never comes from the store");
     }
 
     /// Stops it, so that another can start at its place.

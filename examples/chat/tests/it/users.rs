@@ -5,7 +5,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use larder::Request;
-use larder_chat::data::{DisplayNames, UserId, UserPatch};
+use larder_chat::data::{UserId, UserPatch, display_names};
 use larder_chat::db::Sql;
 use larder_chat::writes::change_user;
 use serde_json::json;
@@ -107,7 +107,7 @@ async fn a_request_that_renames_somebody_sees_the_new_name() {
     let chat = chat(&place).await;
     let id = UserId(7);
     let request = Request::begin(chat.app.cache());
-    let name = async || larder::get::<DisplayNames>(&request, &id).await.unwrap();
+    let name = async || display_names::one(&request, id).await.unwrap();
     let before = name().await.unwrap();
     // Kept: the same value, not an equal one.
     assert!(Arc::ptr_eq(&before, &name().await.unwrap()));

@@ -1,21 +1,18 @@
 //! Messages: the long history that the chat is about.
 
-use std::time::Duration;
-
-use larder::{
-    Compression, Dataset, Entity, FieldBits, FieldSet, FlushOn, Lifetime, LockRow, NoTier, Plain,
-};
+use larder::{Entity, LockRow};
 use serde::{Deserialize, Serialize};
 
 use super::{MessageId, Reaction, StreamId, UserId};
-use crate::db::{Conn, Db, Sql, sql};
-
-larder::dataset!(Messages);
+use crate::db::{Conn, Db, Sql, row, sql};
 
 /// A message, without anything that changes for other reasons than the message.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Entity)]
+// A topic is moved by one statement that shows no images: see `Topic::rename`.
+#[entity(set_based(stream_id, subject, version))]
 pub struct Message {
     /// Its id.
+    #[entity(id)]
     pub id: MessageId,
     /// Where it was sent.
     pub stream_id: StreamId,
@@ -36,19 +33,15 @@ pub struct Message {
     /// What it said before, latest edit first.
     pub edit_history: Vec<Edit>,
     /// Who reacted how, in the order they did.
+    // They are entities themselves.
+    #[entity(skip)]
     pub reactions: Vec<Reaction>,
     /// How often the row was written, or a reaction to it.
     pub version: i64,
 }
 
-impl Message {
-    /// Everybody who has to do with it: who sent it, edited it, reacted to it. Some may come twice.
-    pub fn people(&self) -> impl Iterator<Item = UserId> {
-        let editors = self.edit_history.iter().filter_map(|edit| edit.user_id);
-        let reactors = self.reactions.iter().map(|reaction| reaction.user_id);
-        [self.sender_id].into_iter().chain(editors).chain(reactors)
-    }
-}
+row!(Message: id, stream_id, sender_id, subject, content, rendered_content, client, timestamp, last_edit_timestamp,
+    version; json edit_history, reactions);
 
 /// One edit of a message, with what the message said before it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,88 +58,50 @@ pub struct Edit {
     pub prev_topic: Option<String>,
 }
 
-/// What of a message can change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MessageField {
-    /// [`Message::stream_id`] and [`Message::subject`]
-    Place,
-    /// [`Message::version`], with every write
-    Version,
-    /// Everything else
-    Text,
+/// Messages by id: small entries, many at a time.
+#[larder::cached(many, source = Db, key = "message:{ids}", by = |message| message.id, ttl = "1d", compress,
+    flush_on(Message { .. } => id, Reaction { .. } => |reaction| reaction.message_id))]
+pub async fn messages(db: &mut Conn, ids: &[MessageId]) -> sqlx::Result<Vec<Message>> {
+    db.query(MESSAGES).bind_ids(ids).all().await
 }
 
-impl FieldSet for MessageField {
-    const ALL: &'static [Self] = &[Self::Place, Self::Version, Self::Text];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Place => "place",
-            Self::Version => "version",
-            Self::Text => "text",
-        }
-    }
-}
-
-impl Entity for Message {
-    const NAME: &'static str = "message";
-    /// A topic is moved by one statement that shows no images: see [`Topic::rename`].
-    const SET_BASED: FieldBits =
-        FieldBits::at([MessageField::Place as usize, MessageField::Version as usize]);
-
-    type Id = MessageId;
-    type Field = MessageField;
-
-    fn id(&self) -> MessageId {
-        self.id
-    }
-
-    fn diff(&self, other: &Self) -> FieldBits {
-        let place = |message: &Self| (message.stream_id, message.subject.clone());
-        let text = |message: &Self| {
-            let Self {
-                sender_id,
-                content,
-                rendered_content,
-                client,
-                timestamp,
-                last_edit_timestamp,
-                edit_history,
-                ..
-            } = message.clone();
-            let edits = (last_edit_timestamp, edit_history);
-            (
-                sender_id,
-                content,
-                rendered_content,
-                client,
-                timestamp,
-                edits,
-            )
-        };
-        FieldBits::of([
-            (MessageField::Place, place(self) != place(other)),
-            (MessageField::Version, self.version != other.version),
-            (MessageField::Text, text(self) != text(other)),
-        ])
-    }
-}
+/// One statement, so that a message and its reactions are of one time.
+const MESSAGES: Sql = Sql::of(
+    "SELECT id, stream_id, sender_id, subject, content, rendered_content, client, timestamp, last_edit_timestamp, \
+     edit_history, version, \
+     (SELECT json_group_array(json_object('message_id', message_id, 'user_id', user_id, 'emoji_name', emoji_name, \
+     'emoji_code', emoji_code, 'reaction_type', reaction_type, 'version', version)) \
+     FROM (SELECT * FROM reactions WHERE message_id = messages.id ORDER BY id)) AS reactions \
+     FROM messages WHERE id IN (SELECT value FROM json_each($1))",
+    "SELECT id, stream_id, sender_id, subject, content, rendered_content, client, timestamp, last_edit_timestamp, \
+     edit_history, version, \
+     (SELECT coalesce(json_agg(json_build_object('message_id', message_id, 'user_id', user_id, 'emoji_name', \
+     emoji_name, 'emoji_code', emoji_code, 'reaction_type', reaction_type, 'version', version) ORDER BY id), '[]')::text \
+     FROM reactions WHERE message_id = messages.id) AS reactions \
+     FROM messages WHERE id = ANY($1)",
+);
 
 impl LockRow<Db> for Message {
-    async fn lock(conn: &mut Conn, id: &MessageId) -> sqlx::Result<Option<Self>> {
+    async fn lock(db: &mut Conn, id: &MessageId) -> sqlx::Result<Option<Self>> {
         // The reactions are read once the lock is there: before, others may still be writing them.
         let lock = sql!("SELECT id FROM messages WHERE id = $1", for_update);
-        let _: Option<(i64,)> = conn.query(lock).bind(id.0).optional().await?;
-        let found = Messages::load(conn, vec![*id]).await?;
-        Ok(found.into_iter().next().map(|(_, message)| message))
+        db.query(lock).bind(id).execute().await?;
+        db.query(MESSAGES).bind_ids(&[*id]).optional().await
     }
 }
 
 impl Message {
+    /// Everybody who has to do with it: who sent it, edited it, reacted to it. Some may come twice.
+    pub fn people(&self) -> impl Iterator<Item = UserId> {
+        let editors = self.edit_history.iter().filter_map(|edit| edit.user_id);
+        let reactors = self.reactions.iter().map(|reaction| reaction.user_id);
+        [self.sender_id].into_iter().chain(editors).chain(reactors)
+    }
+
     /// Counts a write of this message, whose row is locked, that its reactions had; answers it as it is then.
     pub async fn reacted(&self, db: &mut Conn, reactions: Vec<Reaction>) -> sqlx::Result<Self> {
         let count = Sql::same("UPDATE messages SET version = version + 1 WHERE id = $1");
-        db.query(count).bind(self.id.0).execute().await?;
+        db.query(count).bind(self.id).execute().await?;
         Ok(Self {
             reactions,
             version: self.version + 1,
@@ -172,97 +127,12 @@ impl Topic {
             "UPDATE messages SET stream_id = $1, subject = $2, version = version + 1 \
              WHERE stream_id = $3 AND subject = $4 RETURNING id, version",
         );
-        let query = db.query(rename).bind(to.stream_id.0).bind(&to.subject);
-        let query = query.bind(self.stream_id.0).bind(&self.subject);
-        let mut moved: Vec<(i64, i64)> = query.all().await?;
+        let query = db.query(rename).bind(to.stream_id).bind(&to.subject);
+        let query = query.bind(self.stream_id).bind(&self.subject);
+        let mut moved: Vec<(MessageId, i64)> = query.all().await?;
         moved.sort_unstable();
-        let moved = moved
-            .into_iter()
-            .map(|(id, version)| (MessageId(id), version));
-        Ok(moved.collect())
+        Ok(moved)
     }
-}
-
-/// Messages by id: small entries, many at a time.
-#[derive(Debug)]
-pub struct Messages;
-
-impl Dataset for Messages {
-    const NAME: &'static str = "message";
-    const LIFETIME: Lifetime = Lifetime::Ttl(Duration::from_hours(24));
-    const COMPRESSION: Compression = Compression::Zstd;
-
-    type Source = Db;
-    type Key = MessageId;
-    type Value = Message;
-    type Form = Plain;
-    type Tier = NoTier;
-    type Error = sqlx::Error;
-
-    fn flush_on(plan: &mut FlushOn<Self>) {
-        plan.id::<Message>(FieldBits::ALL, |&id| id)
-            .entity(FieldBits::ALL, |reaction: &Reaction| [reaction.message_id]);
-    }
-
-    async fn load(db: &mut Conn, ids: Vec<MessageId>) -> sqlx::Result<Vec<(MessageId, Message)>> {
-        let rows = db.query(MESSAGES).bind_ids(&ids).all().await?;
-        let messages = rows.into_iter().map(|row| {
-            let message = from_row(row)?;
-            Ok((message.id, message))
-        });
-        messages.collect()
-    }
-}
-
-/// One statement, so that a message and its reactions are of one time.
-const MESSAGES: Sql = Sql::of(
-    "SELECT id, stream_id, sender_id, subject, content, rendered_content, client, timestamp, last_edit_timestamp, \
-     edit_history, version, \
-     (SELECT json_group_array(json_object('message_id', message_id, 'user_id', user_id, 'emoji_name', emoji_name, \
-     'emoji_code', emoji_code, 'reaction_type', reaction_type, 'version', version)) \
-     FROM (SELECT * FROM reactions WHERE message_id = messages.id ORDER BY id)) \
-     FROM messages WHERE id IN (SELECT value FROM json_each($1))",
-    "SELECT id, stream_id, sender_id, subject, content, rendered_content, client, timestamp, last_edit_timestamp, \
-     edit_history, version, \
-     (SELECT coalesce(json_agg(json_build_object('message_id', message_id, 'user_id', user_id, 'emoji_name', \
-     emoji_name, 'emoji_code', emoji_code, 'reaction_type', reaction_type, 'version', version) ORDER BY id), '[]')::text \
-     FROM reactions WHERE message_id = messages.id) \
-     FROM messages WHERE id = ANY($1)",
-);
-
-type Row = (
-    i64,
-    i64,
-    i64,
-    String,
-    String,
-    String,
-    String,
-    i64,
-    Option<i64>,
-    String,
-    i64,
-    String,
-);
-
-fn from_row(row: Row) -> sqlx::Result<Message> {
-    let (id, stream, sender, subject, content, rendered, client, sent, edited, history, ..) = row;
-    let (.., version, reactions) = row;
-    let undecodable = |error| sqlx::Error::Decode(Box::new(error));
-    Ok(Message {
-        id: MessageId(id),
-        stream_id: StreamId(stream),
-        sender_id: UserId(sender),
-        subject,
-        content,
-        rendered_content: rendered,
-        client,
-        timestamp: sent,
-        last_edit_timestamp: edited,
-        edit_history: serde_json::from_str(&history).map_err(undecodable)?,
-        reactions: serde_json::from_str(&reactions).map_err(undecodable)?,
-        version,
-    })
 }
 
 /// The ranges of a page: the parameters are the anchor, the number of messages, and the stream.
@@ -320,10 +190,9 @@ impl MessagesPage {
     ) -> sqlx::Result<Vec<MessageId>> {
         let mut query = db.query(sql).bind(anchor).bind(i64::from(limit));
         if let Some(stream) = self.stream {
-            query = query.bind(stream.0);
+            query = query.bind(stream);
         }
-        let ids: Vec<(i64,)> = query.all().await?;
-        Ok(ids.into_iter().map(|(id,)| MessageId(id)).collect())
+        query.column().await
     }
 }
 
@@ -351,15 +220,12 @@ impl NewMessage {
             "INSERT INTO messages (stream_id, sender_id, subject, content, rendered_content, client, timestamp) \
              VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING id",
         );
-        let query = db
-            .query(insert)
-            .bind(self.stream_id.0)
-            .bind(self.sender_id.0);
+        let query = db.query(insert).bind(self.stream_id).bind(self.sender_id);
         let query = query.bind(&self.subject).bind(&self.content);
         let query = query.bind(&self.rendered_content).bind(Self::CLIENT);
         let (id,) = query.bind(self.timestamp).one().await?;
         Ok(Message {
-            id: MessageId(id),
+            id,
             stream_id: self.stream_id,
             sender_id: self.sender_id,
             subject: self.subject,
@@ -391,9 +257,9 @@ pub(crate) async fn insert_all(db: &mut Conn, messages: &[Message]) -> sqlx::Res
         let history = serde_json::to_string(&message.edit_history)
             .map_err(|error| sqlx::Error::Encode(Box::new(error)))?;
         query = query
-            .bind(message.id.0)
-            .bind(message.stream_id.0)
-            .bind(message.sender_id.0)
+            .bind(message.id)
+            .bind(message.stream_id)
+            .bind(message.sender_id)
             .bind(&message.subject)
             .bind(&message.content)
             .bind(&message.rendered_content)
@@ -404,7 +270,7 @@ pub(crate) async fn insert_all(db: &mut Conn, messages: &[Message]) -> sqlx::Res
     }
     query.execute().await?;
     let reactions = messages.iter().flat_map(|message| &message.reactions);
-    super::reactions::insert_all(db, &reactions.collect::<Vec<_>>()).await
+    super::reaction::insert_all(db, &reactions.collect::<Vec<_>>()).await
 }
 
 /// The places of parameters for rows: `($1, $2), ($3, $4)` for two rows of two columns.
@@ -422,10 +288,8 @@ pub(crate) async fn sample(db: &mut Conn, at_most: i64) -> sqlx::Result<Vec<Mess
         "SELECT id FROM (SELECT id, row_number() OVER (ORDER BY id) AS nth FROM messages) AS numbered \
          WHERE nth % (SELECT (count(*) + $1 - 1) / $1 FROM messages) = 0 ORDER BY id",
     );
-    let ids: Vec<(i64,)> = db.query(ids).bind(at_most).all().await?;
-    let ids = ids.into_iter().map(|(id,)| MessageId(id)).collect();
-    let messages = Messages::load(db, ids).await?;
-    Ok(messages.into_iter().map(|(_, message)| message).collect())
+    let ids: Vec<MessageId> = db.query(ids).bind(at_most).column().await?;
+    db.query(MESSAGES).bind_ids(&ids).all().await
 }
 
 #[cfg(test)]

@@ -2,43 +2,25 @@
 
 use std::collections::HashMap;
 
-use larder::{Dataset, DeployImmutable, DeployTier, Lifetime, Unstored, Weigh};
+use larder::{DeployImmutable, Unstored, Weigh};
 use serde::Serialize;
 use sourcemap::{RawToken, SourceMap};
+use tokio::task::spawn_blocking;
 
 use crate::db::{Conn, Db};
 use crate::release::{SCRIPT, SCRIPT_MAP};
 
-larder::dataset!(ScriptMap);
-
 /// The source map of this release's script: there is one, so that its key is nothing.
 ///
 /// Parsing it takes a thousand times as long as asking it, and no write can change it: it is kept decoded, and never in
-/// the store, where fetching and decoding it would cost the same again.
-#[derive(Debug)]
-pub struct ScriptMap;
-
-impl Dataset for ScriptMap {
-    const NAME: &'static str = "script_map";
-    const LIFETIME: Lifetime = Lifetime::Immutable;
-
-    type Source = Db;
-    type Key = ();
-    type Value = Symbols;
-    type Form = Unstored;
-    type Tier = DeployTier;
-    type Error = sqlx::Error;
-
-    /// Needs nothing of the database; a source and a cache of its own would be more to read than this saves.
-    async fn load(_: &mut Conn, _: Vec<()>) -> sqlx::Result<Vec<((), Symbols)>> {
-        // Other requests want the thread for the milliseconds that this takes.
-        let parsed = tokio::task::spawn_blocking(|| Symbols::new(SCRIPT_MAP, SCRIPT)).await;
-        match parsed {
-            Ok(Ok(symbols)) => Ok(vec![((), symbols)]),
-            Ok(Err(error)) => Err(sqlx::Error::Decode(error.into())),
-            Err(error) => Err(sqlx::Error::Decode(error.into())),
-        }
-    }
+/// the store, where fetching and decoding it would cost the same again. Of the database it needs nothing; a source and a
+/// cache of its own would be more to read than this saves.
+#[larder::cached(source = Db, key = "script_map", immutable, tier = deploy, form = Unstored)]
+pub async fn script_map(_: &mut Conn) -> sqlx::Result<Symbols> {
+    // Other requests want the thread for the milliseconds that this takes.
+    let parsed = spawn_blocking(|| Symbols::new(SCRIPT_MAP, SCRIPT)).await;
+    let parsed = parsed.map_err(|error| sqlx::Error::Decode(error.into()))?;
+    parsed.map_err(|error| sqlx::Error::Decode(error.into()))
 }
 
 /// What the places and names of a script were in its sources.
