@@ -21,6 +21,8 @@ pub use larder_core::{
     TiersStats, TransactionError, Transactional, Tx, Uncached, Unstored, Weigh, WriteStats,
     contract, dataset, entry, get, get_many, link, plan, prime, refresh, uncached, warm,
 };
+#[cfg(feature = "testing")]
+pub use larder_testing as testing;
 #[cfg(feature = "axum")]
 pub use larder_tiers::NoRequest;
 #[cfg(feature = "tiers")]
