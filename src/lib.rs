@@ -30,3 +30,8 @@ pub use larder_tiers::NoRequest;
 pub use larder_tiers::{Request, Tiers, TiersConfig};
 #[cfg(feature = "tower")]
 pub use larder_tiers::{RequestFuture, RequestLayer, RequestService};
+
+/// The examples of docs/testing.md, which are compiled and run like those of the README.
+#[cfg(all(doctest, feature = "testing"))]
+#[doc = include_str!("../docs/testing.md")]
+mod testing_page {}

@@ -2,13 +2,13 @@
 
 use std::fmt;
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use larder_backends::{BuilderExt as _, Registry};
 use larder_core::{
-    Backend, Cache, CacheBuilder, Clock, Config, Dataset, Dictionary, Prefix, Reader, Result,
-    Route, Rt, Scopes, Source,
+    Backend, Cache, CacheBuilder, Clock, Config, Dataset, Dictionary, HitCheck, Prefix, Reader,
+    Result, Route, Rt, Scopes, Source, StaleHit,
 };
 
 use crate::{Faults, Recorded as _};
@@ -21,6 +21,13 @@ const DEFAULT: &str = "memory://";
 
 /// How long a cache that is dropped waits for what is under way.
 const PARTING: Duration = Duration::from_secs(1);
+
+/// How long a flush may come behind its write before a hit between them is taken for stale: in a test both are done by the
+/// process itself.
+const SETTLE: Duration = Duration::from_millis(500);
+
+/// How many hits are checked at once.
+const CHECKS: usize = 16;
 
 /// A cache of a test's own: it has a random prefix, so that no other test sees what it stores, however many of them use one
 /// store. Nothing is emptied for it.
@@ -51,6 +58,9 @@ const PARTING: Duration = Duration::from_secs(1);
 /// # }
 /// ```
 ///
+/// Every hit is loaded again in the background and compared: of what was stale, and nobody was about to flush, the test is
+/// told by [`stale_hits`](Self::stale_hits), or by a panic when the cache is dropped.
+///
 /// Keep it until the test is over, also if the service is given a [`handle`](Self::handle): dropped, it closes the cache.
 pub struct TestCache<S: Source> {
     cache: Cache<S>,
@@ -59,6 +69,17 @@ pub struct TestCache<S: Source> {
     faults: Faults,
     /// Whether others use the store too, so that it stays open.
     is_shared: bool,
+    stale: Stale,
+}
+
+/// The stale hits that were found and not told yet.
+#[derive(Clone, Default)]
+struct Stale(Arc<Mutex<Vec<StaleHit>>>);
+
+impl Stale {
+    fn lock(&self) -> MutexGuard<'_, Vec<StaleHit>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl<S: Source> TestCache<S> {
@@ -89,6 +110,7 @@ impl<S: Source> TestCache<S> {
             clock,
             rt,
             faults: Faults::new(),
+            settle: Some(SETTLE),
         }
     }
 
@@ -104,6 +126,48 @@ impl<S: Source> TestCache<S> {
     /// it; a lease there ends when it does.
     pub fn clock(&self) -> &Clock {
         &self.clock
+    }
+
+    /// Waits for the checks under way, and takes the stale hits that were found: what a reader was given, and isn't what the
+    /// source has, and nobody was about to flush.
+    ///
+    /// A check costs a load, which belongs to no [`captured`](crate::captured); of more than 16 hits at once, and while a
+    /// transaction is open, some aren't checked.
+    ///
+    /// ```
+    /// # use larder_testing::doc::{Db, UserById};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// # use larder_testing::TestCache;
+    /// let db = Db::of(["Ada"]);
+    /// let cache = TestCache::new(db.clone()).await;
+    /// larder_core::warm::<UserById>(&cache, [0]).await.unwrap();
+    ///
+    /// db.rename(0, "Augusta"); // and no flush
+    /// let user = larder_core::get::<UserById>(&cache, &0).await.unwrap().unwrap();
+    /// assert_eq!(user.name, "Ada");
+    ///
+    /// let stale = cache.stale_hits().await;
+    /// assert_eq!(stale[0].key, "user_by_id:0");
+    /// assert_eq!(stale[0].differences[0].to_string(), r#"name: cached "Ada", true "Augusta""#);
+    /// # }
+    /// ```
+    pub async fn stale_hits(&self) -> Vec<StaleHit> {
+        self.cache.hits_checked().await;
+        std::mem::take(&mut self.stale.lock())
+    }
+
+    /// Ends the test: waits for the checks under way, and closes the cache.
+    ///
+    /// A test that only drops it is told of those stale hits that were found by then.
+    ///
+    /// # Panics
+    ///
+    /// If there were stale hits.
+    pub async fn finish(self) {
+        self.cache.hits_checked().await;
+        if !self.is_shared {
+            self.cache.close(PARTING).await;
+        }
     }
 
     /// What goes wrong in its store.
@@ -128,13 +192,21 @@ impl<'a, S: Source> Reader<'a, S> for &'a TestCache<S> {
 
 impl<S: Source> Drop for TestCache<S> {
     fn drop(&mut self) {
-        if self.is_shared {
-            return;
+        if !self.is_shared {
+            // Its entries are nobody's from now on, and go as the store needs their room.
+            let cache = self.cache.clone();
+            self.rt
+                .spawn_if_running(async move { cache.close(PARTING).await });
         }
-        // Its entries are nobody's from now on, and go as the store needs their room.
-        let cache = self.cache.clone();
-        self.rt
-            .spawn_if_running(async move { cache.close(PARTING).await });
+        let stale = std::mem::take(&mut *self.stale.lock());
+        if !stale.is_empty() && !std::thread::panicking() {
+            let told: Vec<String> = stale.iter().map(ToString::to_string).collect();
+            panic!(
+                "readers were given what isn't true:\n\n{}\n\nwhoever writes it has to flush it; a test that writes past \
+                 the service's write path flushes by hand, or builds its cache with `unchecked_hits`",
+                told.join("\n")
+            );
+        }
     }
 }
 
@@ -169,6 +241,8 @@ pub struct TestCacheBuilder<S: Source> {
     clock: Clock,
     rt: Rt,
     faults: Faults,
+    /// How long a check waits; `None` if there is none.
+    settle: Option<Duration>,
 }
 
 /// Where entries are stored.
@@ -219,6 +293,18 @@ impl<S: Source> TestCacheBuilder<S> {
         self
     }
 
+    /// Doesn't check hits: for tests that count the source's own calls, or write behind the cache's back.
+    pub fn unchecked_hits(mut self) -> Self {
+        self.settle = None;
+        self
+    }
+
+    /// How long a flush may come behind its write: 500 ms if not given. See [`HitCheck::settle`](larder_core::HitCheck::settle).
+    pub fn settle(mut self, settle: Duration) -> Self {
+        self.settle = Some(settle);
+        self
+    }
+
     /// Knows schemes of the program's own.
     pub fn registry(mut self, registry: Registry) -> Self {
         self.registry = registry;
@@ -252,6 +338,20 @@ impl<S: Source> TestCacheBuilder<S> {
                 self.builder.config_with(self.registry, Config::new(&url)?)
             }
         };
+        let stale = Stale::default();
+        let builder = match self.settle {
+            Some(settle) => {
+                let found = stale.clone();
+                builder.check_hits(
+                    HitCheck::one_in(1)
+                        .settle(settle)
+                        .at_once(CHECKS)
+                        .reveal()
+                        .on_stale(move |hit| found.lock().push(hit.clone())),
+                )
+            }
+            None => builder,
+        };
         let builder = builder.wrap(self.faults.around()).recorded();
         Ok(TestCache {
             cache: builder.build().await?,
@@ -259,6 +359,7 @@ impl<S: Source> TestCacheBuilder<S> {
             rt: self.rt,
             faults: self.faults,
             is_shared,
+            stale,
         })
     }
 }

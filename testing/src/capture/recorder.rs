@@ -14,9 +14,10 @@ use larder_core::{
 use super::Op;
 use super::record::{Asked, Record};
 use super::scope::{self, Mark};
+use crate::audit::{Book, texts};
 
-/// Has a cache tell the kit what it does, so that [`captured`](crate::captured) and
-/// [`empty_cache`](crate::empty_cache) work on it.
+/// Has a cache tell the kit what it does, so that [`captured`](crate::captured), [`empty_cache`](crate::empty_cache) and
+/// [`assert_flushes_complete`](crate::assert_flushes_complete) work on it.
 ///
 /// A [`TestCache`](crate::TestCache) does; this is for tests of a service that builds its cache itself.
 ///
@@ -52,6 +53,12 @@ impl<S: Source> Listener<S> for Recorder {
     fn hear(&self, event: &Event<'_, S>) {
         scope::each(|mark| match mark {
             Mark::Capture(record) => tell(record, event),
+            Mark::Audit(audit) => {
+                let book: Option<&Book<S>> = audit.any().downcast_ref();
+                if let (Some(book), Event::Read(read)) = (book, event) {
+                    book.note(read.keys_again());
+                }
+            }
             Mark::Empty => {}
         });
     }
@@ -200,6 +207,11 @@ impl Backend for Recording {
         let answers = self.inner.delete_many(keys, &inward).await;
         call.saw_all(&answers, |()| true);
         drop(call);
+        for audit in scope::audits() {
+            // Elsewhere, since it is no part of the work.
+            let reader = self.rt.spawn_apart(audit.read(texts(keys)));
+            let _ = reader.await;
+        }
         answers
     }
 

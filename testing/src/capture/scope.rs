@@ -14,6 +14,7 @@ use tracing_subscriber::registry::LookupSpan;
 
 use super::queries::Queries;
 use super::record::Record;
+use crate::audit::Deleted;
 
 /// The target of the kit's own spans.
 const SPANS: &str = "larder::testing";
@@ -28,6 +29,8 @@ pub(crate) enum Mark {
     Capture(Arc<Record>),
     /// Its look-ups find nothing.
     Empty,
+    /// An audit listens.
+    Audit(Arc<dyn Deleted>),
 }
 
 /// The layer that the kit needs in the program's `tracing` subscriber, where there is one.
@@ -114,6 +117,17 @@ pub(crate) fn records() -> Vec<Arc<Record>> {
         }
     });
     records
+}
+
+/// The audits that listen to the caller.
+pub(crate) fn audits() -> Vec<Arc<dyn Deleted>> {
+    let mut audits = Vec::new();
+    each(|mark| {
+        if let Mark::Audit(audit) = mark {
+            audits.push(Arc::clone(audit));
+        }
+    });
+    audits
 }
 
 /// Whether the caller's look-ups find nothing.

@@ -18,6 +18,8 @@ async fn test(store: Arc<dyn Backend>, number: u64) {
     }
     let cache = TestCache::builder(names.clone())
         .backend(store)
+        // A thousand tests keep a write waiting for its flush.
+        .settle(Duration::from_secs(5))
         .build()
         .await;
     let name = async |id| get::<Name>(&cache, &id).await.unwrap().unwrap();
@@ -36,7 +38,7 @@ async fn test(store: Arc<dyn Backend>, number: u64) {
     let (_, flushed) = captured(cache.flush::<Name>([id])).await;
     flushed.assert_trips(1);
     assert_eq!(name(id).await, format!("renamed in test {number}"));
-    assert_eq!(names.loads(), 2, "test {number}");
+    assert!(cache.stale_hits().await.is_empty(), "test {number}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,6 +4,8 @@
     reason = "what a test awaits, it awaits in its own task"
 )]
 
+mod audit;
+mod checks;
 mod counting;
 mod faults;
 mod isolation;

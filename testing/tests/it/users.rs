@@ -2,20 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use larder_core::{Dataset, FlushOn, Lifetime, NoTier, Plain, RequestTier, Rows, Source};
 
-/// Names by id, and how often a loader asked.
+/// Names by id.
 #[derive(Clone, Default)]
 pub(crate) struct Names(Arc<Inner>);
 
 #[derive(Default)]
 struct Inner {
     names: Mutex<BTreeMap<u64, String>>,
-    loads: AtomicU64,
 }
 
 impl Names {
@@ -33,12 +31,7 @@ impl Names {
         names.insert(id, name.to_owned());
     }
 
-    pub(crate) fn loads(&self) -> u64 {
-        self.0.loads.load(Ordering::Relaxed)
-    }
-
     fn load(&self, ids: Vec<u64>) -> Vec<(u64, String)> {
-        self.0.loads.fetch_add(1, Ordering::Relaxed);
         let names = self.0.names.lock().unwrap();
         let found = ids.into_iter();
         found
