@@ -48,7 +48,7 @@ impl PgOutbox {
             .begin_with("BEGIN ISOLATION LEVEL READ COMMITTED")
             .await?;
         sqlx::raw_sql(EDIT_LIMITS).execute(&mut *tx).await?;
-        sqlx::query("SELECT pg_advisory_xact_lock($1)")
+        sqlx::query("SELECT pg_advisory_xact_lock($1) /* larder */")
             .bind(LOCK)
             .execute(&mut *tx)
             .await?;
