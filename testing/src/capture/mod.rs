@@ -182,17 +182,18 @@ impl Captured {
 
     /// Statements of the database.
     ///
-    /// Those of larder's own tables aren't counted: how many there are depends on when the register was last read.
+    /// Those of larder's own, and those that set a connection up, aren't counted: how many there are depends on when the
+    /// register was last read, and how many connections the pool has.
     pub fn queries(&self) -> u64 {
         self.statements().count() as u64
     }
 
-    /// The statements of the database, in order, without larder's own.
+    /// The statements of the database, in order, without those that aren't counted.
     pub fn statements(&self) -> impl Iterator<Item = &str> {
         self.asked.iter().filter_map(|asked| match asked {
             Asked::Query {
                 text,
-                is_own: false,
+                is_aside: false,
                 ..
             } => Some(text.as_str()),
             _ => None,
@@ -262,7 +263,7 @@ impl Captured {
                 } => ((*accessor).to_owned(), Some(*bulk)),
                 Asked::Query {
                     text,
-                    is_own: false,
+                    is_aside: false,
                     ..
                 } => (text.clone(), None),
                 _ => continue,

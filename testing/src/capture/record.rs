@@ -69,8 +69,8 @@ pub enum Asked {
         text: String,
         /// Rows that it answered, or changed.
         rows: u64,
-        /// Whether it is larder's own: of its outbox, or of its register.
-        is_own: bool,
+        /// Whether it isn't the service's, but larder's own or one that sets a connection up, and so isn't counted.
+        is_aside: bool,
     },
     /// Keys that were flushed, since their data changed.
     Flushed {

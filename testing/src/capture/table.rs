@@ -27,7 +27,12 @@ impl Counted {
         match (self, asked) {
             (Self::Trips, Asked::Call { trips, .. }) => *trips,
             (Self::Loads, Asked::Load { .. })
-            | (Self::Queries, Asked::Query { is_own: false, .. }) => 1,
+            | (
+                Self::Queries,
+                Asked::Query {
+                    is_aside: false, ..
+                },
+            ) => 1,
             _ => 0,
         }
     }
@@ -154,8 +159,12 @@ fn row(asked: &Asked) -> Option<Row> {
                 }
             },
         },
-        Asked::Query { text, rows, is_own } => Row {
-            asked: if *is_own { "larder's own" } else { "query" }.to_owned(),
+        Asked::Query {
+            text,
+            rows,
+            is_aside,
+        } => Row {
+            asked: if *is_aside { "(not counted)" } else { "query" }.to_owned(),
             of: text.clone(),
             keys: String::new(),
             answer: counts(&[(*rows, if *rows == 1 { "row" } else { "rows" })]),

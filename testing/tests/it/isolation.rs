@@ -103,6 +103,37 @@ async fn absences_end_with_their_own_time() {
     assert_eq!(loads().await, 1);
 }
 
+/// Run by the test below, with a variable that only its child has.
+#[tokio::test]
+async fn the_store_of_the_environment() {
+    let cache = TestCache::new(Names::of([1])).await;
+    let named = std::env::var("LARDER_TEST_CACHE").unwrap_or_else(|_| "memory://".to_owned());
+    assert_eq!(
+        named.starts_with("memcached://"),
+        cache.backend().to_string().starts_with("memcached"),
+        "{named}: {}",
+        cache.backend()
+    );
+    let (_, captured) = captured(get::<Name>(&cache, &1)).await;
+    assert_eq!(captured.accessor("name_by_id").fills, 1);
+}
+
+#[tokio::test]
+async fn the_environment_names_the_store() {
+    let server = MemcachedServer::start(Listen::Tcp, &["-m", "64"]);
+    let child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "isolation::the_store_of_the_environment"])
+        .env(
+            "LARDER_TEST_CACHE",
+            format!("memcached://{}?timeout=3s", server.address()),
+        )
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&child.stdout);
+    assert!(child.status.success(), "{said}");
+    assert!(said.contains("1 passed"), "{said}");
+}
+
 #[tokio::test]
 async fn a_dropped_cache_is_closed() {
     let cache = TestCache::new(Names::of([1])).await;

@@ -7,7 +7,10 @@
 mod audit;
 mod checks;
 mod counting;
+mod durable;
 mod faults;
 mod isolation;
 mod statements;
+mod stores;
+mod subscribers;
 mod users;

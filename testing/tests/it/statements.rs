@@ -55,7 +55,7 @@ async fn larders_own_statements_are_listed_and_not_counted() {
     })
     .await;
     captured.assert_queries(0);
-    assert!(captured.to_string().contains("larder's own"));
+    assert!(captured.to_string().contains("(not counted)"));
 }
 
 #[tokio::test]

@@ -6,11 +6,14 @@ use larder_core::{AnyKey, Cache, Event, Listener, Prefix, Seen, get, get_many, u
 
 use super::shelf::{Fact, Row, Shelf, clock, memory};
 
+/// A key that was hit, and what its reader was given.
+type Hit = (Box<dyn AnyKey<Shelf>>, Seen);
+
 #[derive(Debug, Default)]
 struct Ear {
     heard: Mutex<Vec<String>>,
     keys: Mutex<Vec<Box<dyn AnyKey<Shelf>>>>,
-    hits: Mutex<Vec<(Box<dyn AnyKey<Shelf>>, Seen)>>,
+    hits: Mutex<Vec<Hit>>,
 }
 
 impl Listener<Shelf> for Ear {

@@ -5,8 +5,9 @@ mod desk;
 use std::fmt::Write as _;
 use std::pin::Pin;
 
-use larder_testing::{Finding, TestCache, assert_flushes_complete};
+use larder_testing::{Finding, TestCache, TestCacheBuilder, assert_flushes_complete};
 
+use crate::stores::on_each;
 use desk::{
     App, Bug, Desk, Greeting, NamesIn, Team, TeamField, TitleOf, User, UserByEmail, UserById,
     UserField,
@@ -15,7 +16,11 @@ use desk::{
 /// Audits both entities of a service with this bug.
 async fn findings<const B: Bug>() -> Vec<Finding> {
     let desk = Desk::new();
-    let cache = TestCache::builder(desk.clone())
+    findings_on::<B>(desk.clone(), TestCache::builder(desk)).await
+}
+
+async fn findings_on<const B: Bug>(desk: Desk, builder: TestCacheBuilder<Desk>) -> Vec<Finding> {
+    let cache = builder
         .register::<UserById<B>>()
         .register::<UserByEmail<B>>()
         .register::<NamesIn<B>>()
@@ -153,6 +158,27 @@ async fn every_seeded_bug_is_found_by_name() {
 async fn a_correct_service_passes() {
     let findings = findings::<{ desk::NONE }>().await;
     assert!(findings.is_empty(), "{findings:#?}");
+}
+
+#[tokio::test]
+async fn stores_make_no_difference() {
+    let desks = std::cell::RefCell::new(Vec::new());
+    let desk = || {
+        desks.borrow_mut().push(Desk::new());
+        desks.borrow().last().unwrap().clone()
+    };
+    on_each(&desk, async |builder| {
+        let desk = desks.borrow().last().unwrap().clone();
+        let findings = findings_on::<{ desk::NONE }>(desk, builder).await;
+        assert!(findings.is_empty(), "{findings:#?}");
+    })
+    .await;
+    on_each(&desk, async |builder| {
+        let desk = desks.borrow().last().unwrap().clone();
+        let findings = findings_on::<{ desk::FLUSH_BEFORE_COMMIT }>(desk, builder).await;
+        assert!(!findings.is_empty());
+    })
+    .await;
 }
 
 #[tokio::test]
