@@ -15,17 +15,19 @@ pub use larder_core::{
     BoxError, Cache, CacheBuilder, CacheStats, CallStats, Change, Changing, Clock, Codec,
     CommitError, CommitFailure, Committed, Compression, Config, Dataset, Decide, DeployImmutable,
     DeployTier, Dictionary, Difference, Direct, Edit, Entity, Error, ErrorKind, Event, FieldBits,
-    FieldSet, Flush, FlushError, FlushOn, FlushQuery, Form, Generation, HasCache, HitEvent,
-    Immutable, KeyPart, KeyWriter, Keys, Latency, Lifetime, Listener, LiveGeneration, LoadError,
-    LockRow, Missing, NoTier, Observed, Outbox, Pending, Plain, Plan, Pool, Prefix, Purge, Reach,
-    ReadEvent, Reader, ReaderOf, Register, Registered, RequestTier, Result, Route, Row, RowId,
-    Rows, Rt, Savepoint, ScopedReader, Seen, ServerCheck, ServerStats, Source, Tally, Tier,
-    TierStats, TiersStats, TransactionError, Transactional, Tx, Uncached, Unstored, Weigh,
-    WriteStats, contract, dataset, entry, get, get_many, link, plan, prime, refresh, uncached,
-    warm,
+    FieldSet, Flush, FlushError, FlushOn, FlushQuery, Form, Generation, HasCache, HitCheck,
+    HitChecks, HitEvent, Immutable, KeyPart, KeyWriter, Keys, Latency, Lifetime, Listener,
+    LiveGeneration, LoadError, LockRow, Missing, NoTier, Observed, Outbox, Pending, Plain, Plan,
+    Pool, Prefix, Purge, Reach, ReadEvent, Reader, ReaderOf, RecentFlush, Register, Registered,
+    RequestTier, Result, Route, Row, RowId, Rows, Rt, Savepoint, ScopedReader, Seen, ServerCheck,
+    ServerStats, Source, StaleHit, Tally, Tier, TierStats, TiersStats, TransactionError,
+    Transactional, Tx, Uncached, Unstored, Weigh, WriteStats, contract, dataset, entry, get,
+    get_many, link, plan, prime, refresh, uncached, warm,
 };
 #[cfg(feature = "macros")]
 pub use larder_macros::{Entity, KeyPart, Reader, cached};
+#[cfg(feature = "testing")]
+pub use larder_testing as testing;
 #[cfg(feature = "axum")]
 pub use larder_tiers::NoRequest;
 #[cfg(feature = "tiers")]
@@ -37,3 +39,8 @@ pub use larder_tiers::{RequestFuture, RequestLayer, RequestService};
 #[cfg(all(doctest, feature = "macros", feature = "memory"))]
 #[doc = include_str!("../docs/attributes.md")]
 enum Attributes {}
+
+/// The examples of the page on tests run.
+#[cfg(all(doctest, feature = "testing"))]
+#[doc = include_str!("../docs/testing.md")]
+enum Testing {}

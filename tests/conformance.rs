@@ -18,6 +18,7 @@ use larder_harness::redis_cluster;
 use larder_harness::sasl::SaslUser;
 use larder_harness::server::{Listen, MemcachedServer};
 use larder_harness::tls::{Authority, password_file};
+use larder_testing::{Faults, Recording};
 use tempfile::TempDir;
 
 larder_core::conformance! {
@@ -69,7 +70,7 @@ larder_core::conformance! {
     memcached_fakes => FakeSubject::start(3);
 
     #[tokio::test(start_paused = true)]
-    observed_memory => ObservedSubject(MemorySubject::start()), except [
+    observed_memory => Wrapped(MemorySubject::start(), observed), except [
         store_holds_exactly_what_was_stored,
         lost_fill_leaves_nothing_in_the_store,
         lease_from_before_a_kill_is_lost,
@@ -80,7 +81,24 @@ larder_core::conformance! {
     ];
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    observed_memcached => ObservedSubject(MemcachedSubject::start(Listen::Tcp, 2, BulkForm::Meta));
+    observed_memcached => Wrapped(MemcachedSubject::start(Listen::Tcp, 2, BulkForm::Meta), observed);
+
+    #[tokio::test(start_paused = true)]
+    faulty_memory => Wrapped(MemorySubject::start(), faulty), except [
+        store_holds_exactly_what_was_stored,
+        lost_fill_leaves_nothing_in_the_store,
+        lease_from_before_a_kill_is_lost,
+        fill_queued_before_the_reconnect_is_lost,
+        killed_server_is_reported_and_used_again,
+        dead_server_fails_only_its_keys,
+        hung_server_costs_a_call_its_deadline,
+    ];
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    faulty_memcached => Wrapped(MemcachedSubject::start(Listen::Tcp, 2, BulkForm::Meta), faulty);
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    recording_memcached => Wrapped(MemcachedSubject::start(Listen::Tcp, 2, BulkForm::Meta), recording);
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     redis_tcp => RedisSubject::start(Listen::Tcp),
@@ -421,17 +439,17 @@ impl Subject for FakeSubject {
     }
 }
 
-/// A store whose handles are measured: what holds for the store holds for these.
-struct ObservedSubject<S>(S);
+/// A wrapper around the backend of another subject.
+struct Wrapped<S>(S, fn(Arc<dyn Backend>) -> Arc<dyn Backend>);
 
 #[async_trait::async_trait]
-impl<S: Subject> Subject for ObservedSubject<S> {
+impl<S: Subject> Subject for Wrapped<S> {
     fn can(&self) -> Abilities {
         self.0.can()
     }
 
     async fn backend(&self) -> Arc<dyn Backend> {
-        Arc::new(Observed::new(self.0.backend().await, Rt::new()))
+        self.1(self.0.backend().await)
     }
 
     async fn advance(&self, duration: Duration) {
@@ -461,6 +479,20 @@ impl<S: Subject> Subject for ObservedSubject<S> {
     fn secrets(&self) -> Vec<String> {
         self.0.secrets()
     }
+}
+
+fn observed(inner: Arc<dyn Backend>) -> Arc<dyn Backend> {
+    Arc::new(Observed::new(inner, Rt::new()))
+}
+
+/// The test kit's wrapper, with no fault to inject.
+fn faulty(inner: Arc<dyn Backend>) -> Arc<dyn Backend> {
+    Arc::new(Faults::new().around()(inner, Rt::new()))
+}
+
+/// The test kit's wrapper, with nobody who captures.
+fn recording(inner: Arc<dyn Backend>) -> Arc<dyn Backend> {
+    Arc::new(Recording::new(inner, Rt::new()))
 }
 
 /// The Redis client over a real server, each case its own.

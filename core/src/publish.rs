@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::contract::{BackendStats, ServerStats};
 use crate::read::Shared;
-use crate::{Rt, Source, TierStats, TiersStats, WriteStats};
+use crate::{HitChecks, Rt, Source, TierStats, TiersStats, WriteStats};
 
 /// How old the facade's numbers may be.
 const PERIOD: Duration = Duration::from_secs(5);
@@ -20,9 +20,22 @@ pub(crate) async fn keep_publishing<S: Source>(shared: Weak<Shared<S>>, rt: Rt) 
         if let Some(tiers) = &shared.tiers {
             publish_tiers(&tiers.stats());
         }
+        if let Some(checks) = shared.hit_checks() {
+            publish_checks(&checks);
+        }
         publish_writes(&shared.writes.stats(), shared.generations.live().len());
         drop(shared);
         rt.sleep(PERIOD).await;
+    }
+}
+
+fn publish_checks(checks: &HitChecks) {
+    for (bound, value) in [
+        ("estimate", checks.stale_per_million),
+        ("at_least", checks.at_least_per_million),
+        ("at_most", checks.at_most_per_million),
+    ] {
+        metrics::gauge!("larder_stale_hits_per_million", "bound" => bound).set(value);
     }
 }
 

@@ -11,11 +11,12 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::sync::Notify;
 
-use crate::TiersStats;
 use crate::contract::{BackendStats, CallStats, Error, ErrorKind, Lost, Trips};
 use crate::entry::Rejection;
 use crate::generation::{LiveGeneration, Uncached};
+use crate::read::Verdict;
 use crate::write::{Backlog, Undelivered};
+use crate::{HitChecks, TiersStats};
 
 /// A number that only grows.
 #[derive(Debug)]
@@ -314,6 +315,16 @@ accessor_counters! {
     flushed = "larder_flushed_keys_total" {"outcome": "confirmed"};
     /// Keys whose flush some server didn't confirm.
     flush_failures = "larder_flushed_keys_total" {"outcome": "failed"};
+    /// Hits that were checked, and are what the source has.
+    checks_fresh = "larder_hit_checks_total" {"outcome": "fresh"};
+    /// Hits that were checked, and aren't.
+    checks_stale = "larder_hit_checks_total" {"outcome": "stale"};
+    /// Hits whose key was flushed, or filled anew, while they were checked.
+    checks_excluded = "larder_hit_checks_total" {"outcome": "excluded"};
+    /// Hits that couldn't be checked: the source or the store failed.
+    checks_failed = "larder_hit_checks_total" {"outcome": "failed"};
+    /// Hits that were chosen and not checked, since others were being.
+    checks_skipped = "larder_hit_checks_total" {"outcome": "skipped"};
 }
 
 impl AccessorCounters {
@@ -340,6 +351,23 @@ impl AccessorCounters {
             Lost::Voided => &self.fills_lost_voided,
             Lost::Expired => &self.fills_lost_expired,
             Lost::ConnectionGone => &self.fills_lost_connection_gone,
+        };
+        counter.add(1);
+    }
+
+    /// How many hits were stale, and how many were compared.
+    pub(crate) fn checked(&self) -> (u64, u64) {
+        let stale = self.checks_stale.get();
+        (stale, stale + self.checks_fresh.get())
+    }
+
+    pub(crate) fn count_checked(&self, verdict: Verdict) {
+        let counter = match verdict {
+            Verdict::Fresh => &self.checks_fresh,
+            Verdict::Stale => &self.checks_stale,
+            Verdict::Excluded => &self.checks_excluded,
+            Verdict::Failed => &self.checks_failed,
+            Verdict::Skipped => &self.checks_skipped,
         };
         counter.add(1);
     }
@@ -423,6 +451,9 @@ impl CallCounters {
 pub struct CacheStats {
     /// One per data set that was registered or used, by name.
     pub accessors: Vec<AccessorStats>,
+    /// How many hits are stale, as far as the checks of some tell; `None` if
+    /// [none is checked](crate::CacheBuilder::check_hits).
+    pub hit_checks: Option<HitChecks>,
     /// The in-process tiers, if the cache has any.
     pub tiers: Option<TiersStats>,
     /// The backend's own.

@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 
 use super::backoff::Backoff;
 use super::flight::Flights;
-use super::{Answer, Dataset, Form, Lifetime, Tier, TierKind};
+use super::{Answer, Dataset, Form, Lifetime, Tier, TierKind, Verdict};
 use crate::contract::{Error, ErrorKind, Key, Pool, Result};
 use crate::entry::{Dictionary, Marshaller, Rejection, fingerprint};
 use crate::expansion::demand;
@@ -264,6 +264,9 @@ pub(crate) trait AnyAccessor: Any + Send + Sync {
     /// How long an entry may be served.
     fn ttl(&self) -> Option<Duration>;
     fn count_flushed(&self, confirmed: u64, unconfirmed: u64);
+    fn count_checked(&self, verdict: Verdict);
+    /// How many hits were stale, and how many were compared.
+    fn checked(&self) -> (u64, u64);
 }
 
 impl<D: Dataset> AnyAccessor for Accessor<D> {
@@ -312,6 +315,14 @@ impl<D: Dataset> AnyAccessor for Accessor<D> {
     fn count_flushed(&self, confirmed: u64, unconfirmed: u64) {
         self.counters.flushed.add(confirmed);
         self.counters.flush_failures.add(unconfirmed);
+    }
+
+    fn count_checked(&self, verdict: Verdict) {
+        self.counters.count_checked(verdict);
+    }
+
+    fn checked(&self) -> (u64, u64) {
+        self.counters.checked()
     }
 }
 

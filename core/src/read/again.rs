@@ -126,6 +126,11 @@ impl Seen {
         })
     }
 
+    /// Whether it is that there is nothing.
+    pub const fn is_absent(&self) -> bool {
+        matches!(self.0, Shown::Absent)
+    }
+
     /// Where this, which was cached, differs from what is true; nothing if they are equal.
     pub fn differences(&self, fresh: &Self) -> Vec<Difference> {
         let mut differences = Vec::new();

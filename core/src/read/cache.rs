@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 
 use super::accessor::{Accessor, AnyAccessor, Dictionaries, Setting};
 use super::accessors::Accessors;
+use super::check::{HitCheck, HitChecker, HitChecks, Verdict};
 use super::gather::Gathering;
 use super::{
     Dataset, DeployImmutable, DeployTier, Event, Listener, Scope, Scopes, Source, Tier as _,
@@ -72,6 +73,7 @@ pub(crate) struct Shared<S: Source> {
     pub(crate) deploy: Option<Arc<dyn Scope>>,
     bypass: AtomicBool,
     listeners: Box<[Arc<dyn Listener<S>>]>,
+    checker: Option<HitChecker>,
 }
 
 impl<S: Source> Shared<S> {
@@ -100,11 +102,43 @@ impl<S: Source> Shared<S> {
 
     /// Counts keys of a flush.
     pub(crate) fn count_flushed(&self, accessor: &str, confirmed: u64, unconfirmed: u64) {
+        self.with(accessor, |known| {
+            known.count_flushed(confirmed, unconfirmed);
+        });
+    }
+
+    /// Counts a hit that was to be checked.
+    pub(crate) fn count_checked(&self, accessor: &str, verdict: Verdict) {
+        self.with(accessor, |known| known.count_checked(verdict));
+    }
+
+    /// What the checks of hits found; `None` if none is checked.
+    pub(crate) fn hit_checks(&self) -> Option<HitChecks> {
+        self.checker.as_ref()?;
+        let (mut stale, mut checked) = (0, 0);
+        self.each_accessor(|accessor| {
+            let (of_stale, of_checked) = accessor.checked();
+            stale += of_stale;
+            checked += of_checked;
+        });
+        Some(HitChecks::of(stale, checked))
+    }
+
+    pub(crate) fn each_accessor(&self, mut see: impl FnMut(&dyn AnyAccessor)) {
+        let others = self.others.read();
+        let others = others.unwrap_or_else(PoisonError::into_inner);
+        for accessor in self.registered.iter().chain(others.iter()) {
+            see(&**accessor);
+        }
+    }
+
+    /// Does this with the accessor of this name, if it is known.
+    fn with(&self, accessor: &str, work: impl FnOnce(&dyn AnyAccessor)) {
         let others = self.others.read();
         let others = others.unwrap_or_else(PoisonError::into_inner);
         let known = self.registered.named(accessor).or(others.named(accessor));
         if let Some(known) = known {
-            known.count_flushed(confirmed, unconfirmed);
+            work(&**known);
         }
     }
 }
@@ -150,6 +184,7 @@ impl<S: Source> Cache<S> {
             open_pool: None,
             switches: Switches::default(),
             listeners: Vec::new(),
+            check_hits: None,
         }
     }
 
@@ -270,7 +305,7 @@ impl<S: Source> Cache<S> {
     pub fn stats(&self) -> CacheStats {
         let mut tiers = self.shared.tiers.as_ref().map(|tiers| tiers.stats());
         let mut accessors = Vec::new();
-        self.each_accessor(|accessor| {
+        self.shared.each_accessor(|accessor| {
             let stats = accessor.stats();
             let tier = match (accessor.tier(), &mut tiers) {
                 (TierKind::Request, Some(tiers)) => Some(&mut tiers.request),
@@ -290,6 +325,7 @@ impl<S: Source> Cache<S> {
             ..
         } = &*self.shared;
         CacheStats {
+            hit_checks: self.shared.hit_checks(),
             accessors,
             tiers,
             backend: self.shared.backend.stats(),
@@ -299,11 +335,10 @@ impl<S: Source> Cache<S> {
         }
     }
 
-    fn each_accessor(&self, mut see: impl FnMut(&dyn AnyAccessor)) {
-        let others = self.shared.others.read();
-        let others = others.unwrap_or_else(PoisonError::into_inner);
-        for accessor in self.shared.registered.iter().chain(others.iter()) {
-            see(&**accessor);
+    /// Waits for the [checks of hits](CacheBuilder::check_hits) that are under way: for tests.
+    pub async fn hits_checked(&self) {
+        if let Some(checker) = &self.shared.checker {
+            checker.over().await;
         }
     }
 
@@ -324,7 +359,7 @@ impl<S: Source> Cache<S> {
     /// was registered or used.
     pub fn bypass_accessor(&self, name: &str, bypass: bool) -> bool {
         let mut known = false;
-        self.each_accessor(|accessor| {
+        self.shared.each_accessor(|accessor| {
             if accessor.name() == name {
                 accessor.set_bypass(bypass);
                 known = true;
@@ -374,7 +409,8 @@ impl<S: Source> Cache<S> {
     /// If nothing tells the other processes, the database can't be asked, or the last purge was a moment ago.
     pub async fn purge(&self, accessor: &str) -> Result<()> {
         let mut known = false;
-        self.each_accessor(|each| known |= each.name() == accessor);
+        self.shared
+            .each_accessor(|each| known |= each.name() == accessor);
         if !known {
             return Err(Error::new(
                 ErrorKind::Config,
@@ -529,6 +565,7 @@ pub struct CacheBuilder<S: Source> {
     open_pool: Option<OpenPool>,
     switches: Switches,
     listeners: Vec<Arc<dyn Listener<S>>>,
+    check_hits: Option<HitCheck>,
 }
 
 impl<S: Source> fmt::Debug for CacheBuilder<S> {
@@ -610,6 +647,14 @@ impl<S: Source> CacheBuilder<S> {
     /// Tells this what the cache does; several may listen.
     pub fn listener(mut self, listener: Arc<dyn Listener<S>>) -> Self {
         self.listeners.push(listener);
+        self
+    }
+
+    /// Loads a sample of hits again, and compares: what is cached and isn't true is counted, and logged as an error.
+    ///
+    /// Not given, nothing is checked.
+    pub fn check_hits(mut self, check: HitCheck) -> Self {
+        self.check_hits = Some(check);
         self
     }
 
@@ -760,6 +805,13 @@ impl<S: Source> CacheBuilder<S> {
                 Generations::single(prefix, Arc::clone(&backend), self.rt, self.switches)
             }
         };
+        let checker = self.check_hits.map(|check| HitChecker::new(check, self.rt));
+        let mut listeners = self.listeners;
+        listeners.extend(
+            checker
+                .clone()
+                .map(|checker| Arc::new(checker) as Arc<dyn Listener<S>>),
+        );
         let cache = Cache {
             shared: Arc::new(Shared {
                 source: self.source,
@@ -780,7 +832,8 @@ impl<S: Source> CacheBuilder<S> {
                 deploy: self.tiers.as_ref().map(|tiers| tiers.deploy()),
                 tiers: self.tiers,
                 bypass: AtomicBool::new(false),
-                listeners: self.listeners.into(),
+                listeners: listeners.into(),
+                checker,
             }),
             tally: None,
             scope: None,

@@ -100,6 +100,10 @@ pub trait Dataset: Sized + 'static {
     /// How many loads of this data set run at once in one process.
     const MAX_LOADS: usize = 8;
 
+    /// What a reader of many keys calls, for whoever finds them read one by one.
+    #[doc(hidden)]
+    const BULK: &'static str = "larder::get_many";
+
     /// Where loads come from.
     type Source: Source;
     /// The arguments.

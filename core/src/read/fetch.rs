@@ -210,6 +210,7 @@ fn tell_kept<D: Dataset>(cache: &Cache<D::Source>, asked: &impl Asked<D>) {
     cache.shared.tell(&Event::Read(ReadEvent {
         accessor: D::NAME,
         is_single: asked.is_single(),
+        bulk: D::BULK,
         keys,
         tier_hits: keys,
         hits: 0,
@@ -1017,6 +1018,7 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
             shared.tell(&Event::Read(ReadEvent {
                 accessor: D::NAME,
                 is_single: self.asked.is_single(),
+                bulk: D::BULK,
                 keys: all,
                 tier_hits: all - keys,
                 hits: self.hits,

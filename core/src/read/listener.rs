@@ -89,6 +89,8 @@ pub struct ReadEvent<'e, S: Source> {
     pub accessor: &'static str,
     /// Whether it was for one key, and not a bulk read.
     pub is_single: bool,
+    /// What reads many of them at once: `larder::get_many`, or the function of this data set that does.
+    pub bulk: &'static str,
     /// Distinct keys that were asked for.
     pub keys: u64,
     /// Of these, those that a tier had.

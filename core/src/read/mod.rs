@@ -12,6 +12,7 @@ mod again;
 mod backoff;
 mod batch;
 mod cache;
+mod check;
 mod dataset;
 mod error;
 mod fetch;
@@ -34,6 +35,8 @@ pub use again::{AnyKey, Difference, Seen};
 pub use batch::{Batch, Missing};
 pub(crate) use cache::Shared;
 pub use cache::{Cache, CacheBuilder};
+pub(crate) use check::Verdict;
+pub use check::{HitCheck, HitChecks, RecentFlush, StaleHit};
 pub(crate) use dataset::KeyOf;
 pub use dataset::{
     Answer, BoxError, Dataset, Form, Immutable, Lifetime, Plain, Rows, Unstored, Weigh,

@@ -98,7 +98,7 @@ pub trait FieldSet: Copy + Eq + fmt::Debug + Send + Sync + 'static {
 }
 
 /// A set of fields of one entity.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct FieldBits(u128);
 
 impl FieldBits {

@@ -21,7 +21,7 @@ use super::stale::{Deferred, Stale};
 use super::{Change, Entity, FieldBits};
 use crate::contract::{Error, ErrorKind, Keys, Result};
 use crate::read::{Accessor, Accessors, AnyAccessor, KeyOf, Setting};
-use crate::{Dataset, Lifetime, Source};
+use crate::{Cache, Dataset, Lifetime, Source};
 
 /// What makes the entries of a data set stale: its part of the flush plans.
 ///
@@ -794,19 +794,23 @@ macro_rules! link {
 /// The flush plan of this entity, as all linked data sets declare it.
 ///
 /// It prints as one line per declaration: for a test that compares it with a file, so that a change of it is looked at.
+/// [`Cache::plan`] is that of one cache.
 pub fn plan<T: Entity>() -> Plan {
-    let mut lines = Vec::new();
+    let mut plan = Plan::of::<T>();
     for linked in LINKED {
-        let plan = (linked.plan)();
-        let watches = plan.watches.iter();
-        for watch in watches.filter(|watch| watch.entity == TypeId::of::<T>()) {
-            lines.push((plan.accessor, watch.to_string()));
-        }
+        plan.add::<T>(&(linked.plan)());
     }
-    lines.sort();
-    Plan {
-        entity: T::NAME,
-        lines,
+    plan.sorted()
+}
+
+impl<S: Source> Cache<S> {
+    /// The flush plan of this entity, as the data sets that this cache was built with declare it: those that are linked, and
+    /// those that were registered by hand.
+    pub fn plan<T: Entity>(&self) -> Plan {
+        let mut plan = Plan::of::<T>();
+        self.shared
+            .each_accessor(|accessor| plan.add::<T>(accessor.plan()));
+        plan.sorted()
     }
 }
 
@@ -814,13 +818,53 @@ pub fn plan<T: Entity>() -> Plan {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     entity: &'static str,
-    lines: Vec<(&'static str, String)>,
+    lines: Vec<Line>,
+}
+
+/// What one data set declares of the entity.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Line {
+    accessor: &'static str,
+    text: String,
+    fields: FieldBits,
 }
 
 impl Plan {
+    fn of<T: Entity>() -> Self {
+        Self {
+            entity: T::NAME,
+            lines: Vec::new(),
+        }
+    }
+
+    fn add<T: Entity>(&mut self, plan: &AccessorPlan) {
+        let watches = plan.watches.iter();
+        let own = watches.filter(|watch| watch.entity == TypeId::of::<T>());
+        self.lines.extend(own.map(|watch| Line {
+            accessor: plan.accessor,
+            text: watch.to_string(),
+            fields: watch.fields,
+        }));
+    }
+
+    fn sorted(mut self) -> Self {
+        self.lines.sort();
+        self
+    }
+
     /// The data sets in it, in order; one may be there more than once.
     pub fn accessors(&self) -> impl Iterator<Item = &'static str> {
-        self.lines.iter().map(|(accessor, _)| *accessor)
+        self.lines.iter().map(|line| line.accessor)
+    }
+
+    /// The data sets that watch one of these fields.
+    pub fn watching(&self, fields: impl Into<FieldBits>) -> impl Iterator<Item = &'static str> {
+        let fields = fields.into();
+        let watching = self
+            .lines
+            .iter()
+            .filter(move |line| line.fields.intersects(fields));
+        watching.map(|line| line.accessor)
     }
 }
 
@@ -829,8 +873,8 @@ impl fmt::Display for Plan {
         if self.lines.is_empty() {
             return writeln!(f, "{}: nothing cached watches it", self.entity);
         }
-        for (accessor, line) in &self.lines {
-            writeln!(f, "{accessor} on {line}")?;
+        for Line { accessor, text, .. } in &self.lines {
+            writeln!(f, "{accessor} on {text}")?;
         }
         Ok(())
     }

@@ -207,12 +207,19 @@ impl Accessor<'_> {
                 ours!(usize),
                 options.max_loads.as_ref().map(|loads| ours!(#loads)),
             ),
+            ("BULK", ours!(&'static str), self.bulk()),
         ];
         let constants = constants.into_iter().filter_map(|(name, ty, value)| {
             let name = Ident::new(name, here());
             value.map(|value| ours!(const #name: #ty = #value;))
         });
         constants.collect()
+    }
+
+    /// What reads many keys at once, where that is the function itself.
+    fn bulk(&self) -> Option<TokenStream> {
+        let name = self.loader.name.to_string();
+        self.loader.id.as_ref().map(|_| ours!(#name))
     }
 
     /// The key function, as the template says it.

@@ -177,7 +177,7 @@ pub fn only_primaries(options: PgPoolOptions) -> PgPoolOptions {
 ///
 /// The connection's.
 pub async fn is_primary(conn: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    sqlx::query_scalar("SELECT NOT pg_is_in_recovery()")
+    sqlx::query_scalar("SELECT NOT pg_is_in_recovery() /* larder */")
         .fetch_one(conn)
         .await
 }
@@ -198,7 +198,7 @@ pub async fn has_written(conn: &mut PgConnection) -> Result<bool, sqlx::Error> {
              WHERE held.pid = pg_backend_pid() AND held.locktype = 'relation' \
                  AND held.mode IN ('RowExclusiveLock', 'AccessExclusiveLock') \
                  AND class.relkind IN ('r', 'p') AND class.relpersistence <> 't' \
-                 AND class.relnamespace <> 'pg_catalog'::regnamespace)",
+                 AND class.relnamespace <> 'pg_catalog'::regnamespace) /* larder */",
     )
     .fetch_one(conn)
     .await

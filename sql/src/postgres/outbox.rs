@@ -49,7 +49,7 @@ impl PgOutbox {
         // Read committed, so that what is read under the lock is what its last holder has left.
         let mut tx = begin(&self.pool, Some("BEGIN ISOLATION LEVEL READ COMMITTED")).await?;
         sqlx::raw_sql(EDIT_LIMITS).execute(&mut *tx).await?;
-        sqlx::query("SELECT pg_advisory_xact_lock($1)")
+        sqlx::query("SELECT pg_advisory_xact_lock($1) /* larder */")
             .bind(LOCK)
             .execute(&mut *tx)
             .await?;

@@ -165,7 +165,7 @@ impl DerefMut for Tx {
 ///
 /// The connection's.
 pub async fn total_changes(conn: &mut SqliteConnection) -> Result<i64, sqlx::Error> {
-    sqlx::query_scalar("SELECT total_changes()")
+    sqlx::query_scalar("SELECT total_changes() /* larder */")
         .fetch_one(conn)
         .await
 }

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use larder_core::{
-    BackendExt as _, Cache, Dataset, FlushOn, GetOptions, Lifetime, Observed, Plain, RequestTier,
-    Set, get, get_many,
+    BackendExt as _, Cache, Dataset, FlushOn, GetOptions, HitCheck, Lifetime, Observed, Plain,
+    RequestTier, Set, get, get_many,
 };
 use larder_tiers::{Request, Tiers, TiersConfig};
 use metrics::{
@@ -149,6 +149,7 @@ async fn the_names_and_labels_are_the_documented_ones() {
         .rt(clock())
         .wrap(Observed::new)
         .tiers(Tiers::new(small).unwrap())
+        .check_hits(HitCheck::one_in(1))
         .build()
         .await
         .unwrap();
@@ -159,6 +160,7 @@ async fn the_names_and_labels_are_the_documented_ones() {
         get_many::<Row>(&cache, [1, 404]).await.unwrap();
         tally.settled().await;
     }
+    cache.hits_checked().await;
     shelf.hold();
     let first = tokio::spawn({
         let cache = cache.clone();
