@@ -109,11 +109,11 @@ impl fmt::Display for Unexpected<'_> {
 /// ```text
 /// expected 1 trip, and there were 2
 ///
-///   #  asked          of                                      keys  answer
-///   1  trip: get      user_by_id                                 1  1 found
-///      get            user_by_id                                 1  1 hit
-///   2  trip: get      user_by_id                                 1  1 found
-///      get            user_by_id                                 1  1 hit
+///   #  asked          of                                  keys  answer
+///   1  trip: get      user_by_id                             1  1 found
+///      get            user_by_id                             1  1 hit
+///   2  trip: get      user_by_id                             1  1 found
+///      get            user_by_id                             1  1 hit
 ///
 /// 2 single gets of `user_by_id`: use `larder::get_many`
 /// ```
