@@ -7,7 +7,7 @@ use std::panic::Location;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::change::LockId;
+use super::change::{LockId, next_lock};
 use super::committed::{CommitError, Committed, Flush, TransactionError};
 use super::deliver::ask_queries;
 use super::plan::{Images, Touching};
@@ -52,6 +52,8 @@ pub struct Tx<S: Transactional> {
     entities: BTreeSet<&'static str>,
     /// Why it can't be committed.
     refused: Option<Error>,
+    /// The entity whose plans are being asked for keys: afterwards, one of them has panicked.
+    asking: Option<&'static str>,
     /// Whether it was said what changed, or that nothing did.
     said: bool,
     /// As what it commits, once it was checked.
@@ -86,6 +88,7 @@ impl<S: Transactional> Cache<S> {
                 own: Vec::new(),
                 entities: BTreeSet::new(),
                 refused: None,
+                asking: None,
                 said: false,
                 member: None,
                 depth: 0,
@@ -150,6 +153,7 @@ impl<S: Transactional> Tx<S> {
             true => Images::After,
             false => Images::Both,
         };
+        let panicked = self.asking.replace(T::NAME);
         let touched = (writes.plans).touch(
             &change,
             images,
@@ -165,6 +169,7 @@ impl<S: Transactional> Tx<S> {
                 }
             },
         );
+        self.asking = panicked;
         if let Err(error) = touched {
             self.refused.get_or_insert(error);
         }
@@ -191,7 +196,7 @@ impl<S: Transactional> Tx<S> {
     pub async fn lock<T: LockRow<S>>(&mut self, id: &T::Id) -> Result<Option<Before<T>>, S::Error> {
         let row = T::lock(self, id).await?;
         Ok(row.map(|image| {
-            let lock = self.cache.shared.writes.next_lock();
+            let lock = next_lock();
             self.locks.push(lock);
             Before::new(image, lock)
         }))
@@ -303,6 +308,11 @@ impl<S: Transactional> Tx<S> {
     async fn check(&mut self) -> Result<()> {
         if let Some(error) = self.refused.take() {
             return Err(error);
+        }
+        if let Some(entity) = self.asking {
+            return Err(self.misused(&format!(
+                "a flush plan of `{entity}` panicked, so that not all of the keys are known that it makes stale"
+            )));
         }
         if self.depth > 0 {
             return Err(self.misused(

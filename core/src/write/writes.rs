@@ -2,13 +2,12 @@
 
 use std::collections::{HashMap, HashSet};
 use std::panic::Location;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use super::change::LockId;
 use super::committed::{Deliver, Flush, Pending};
 use super::deliver::{Delivered, deliver};
 use super::plan::Plans;
@@ -31,8 +30,6 @@ pub(crate) struct Writes<S: Source> {
     pub(crate) strict: bool,
     /// Told when a flush begins to wait.
     pub(super) added: Arc<Notify>,
-    /// How many rows were locked.
-    locks: AtomicU64,
     /// Where the transactions that are open were begun, if that matters.
     open: Mutex<Vec<&'static Location<'static>>>,
     waiting: Mutex<Vec<Waiting>>,
@@ -77,7 +74,6 @@ impl<S: Source> Writes<S> {
             counters: WriteCounters::default(),
             strict,
             added: Arc::default(),
-            locks: AtomicU64::new(0),
             open: Mutex::default(),
             waiting: Mutex::default(),
             given_up: AtomicBool::new(false),
@@ -264,11 +260,6 @@ impl<S: Source> Writes<S> {
         {
             self.counters.servers_held.add(1);
         }
-    }
-
-    /// Names one more lock.
-    pub(super) fn next_lock(&self) -> LockId {
-        self.locks.fetch_add(1, Ordering::Relaxed)
     }
 
     pub(super) fn opened(&self, place: &'static Location<'static>) {
