@@ -330,7 +330,7 @@ async fn retry<S: Source>(shared: &Arc<Shared<S>>, which: impl Fn(&Waiting) -> b
     for mut waiting in shared.writes.take_waiting(which) {
         let stale = waiting.stale.copy();
         let trips = shared.writes.counters.trips(None);
-        // A panic of a store mustn't let go of what it didn't delete.
+        // A panic, as of a listener, mustn't let go of what wasn't deleted.
         let Some(delivered) = unwinding(deliver(shared, stale, &trips)).await else {
             tracing::error!("a flush panicked, and is tried again");
             waiting.attempts += 1;

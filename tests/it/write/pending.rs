@@ -338,6 +338,20 @@ async fn a_retry_that_panics_lets_nothing_go() {
     assert_eq!(process.name().await, "Grace");
 }
 
+/// The first attempt isn't another thing.
+#[tokio::test(start_paused = true)]
+async fn a_flush_that_panics_is_held_and_tried_again() {
+    let (office, gate) = gated(ON);
+    let process = bounded(&office).await;
+    process.name().await;
+    gate.set_panicking_at_deletes(true);
+    let pending = pending(process.rename("Grace").await);
+    assert_eq!(process.name().await, "Grace");
+    gate.set_panicking_at_deletes(false);
+    assert!(pending.delivered().await);
+    assert_eq!(process.name().await, "Grace");
+}
+
 /// A retry that goes on when the cache is closed, and fails.
 #[tokio::test(start_paused = true)]
 async fn nobody_waits_for_a_retry_that_ends_after_its_cache_was_closed() {
