@@ -477,6 +477,10 @@ impl Generations {
             return;
         };
         if registration.entrant.is_private() {
+            // Whoever waits for its end may write at once, and flushes nothing here. Nobody understands meanwhile what was
+            // read of the register before.
+            let _asking = registration.asking.lock().await;
+            self.stop_reading();
             let id = registration.id.load_full();
             let mut decide = |registered: &Registered| {
                 Ok(enter::end(
@@ -525,6 +529,14 @@ impl Generations {
         Ok(())
     }
 
+    /// Has reads go past the store from now on.
+    fn stop_reading(&self) {
+        self.standing.rcu(|known| Standing {
+            until: Some(Duration::ZERO),
+            ..Standing::clone(known)
+        });
+    }
+
     async fn ask(&self, registration: &Registration) -> Result<Found> {
         let mut failed = registration.asking.lock().await;
         self.ask_now(registration, &mut failed).await
@@ -570,12 +582,7 @@ impl Generations {
         match is_over {
             true if reads_on => {}
             // It isn't used for reading any more; this process registers anew.
-            true => {
-                self.standing.rcu(|known| Standing {
-                    until: Some(Duration::ZERO),
-                    ..Standing::clone(known)
-                });
-            }
+            true => self.stop_reading(),
             false => self.standing.store(Arc::new(standing)),
         }
         Ok(match (is_over, others_over) {

@@ -24,6 +24,7 @@ pub(crate) struct Gate {
     replies: Barrier,
     arriving: Barrier,
     deletes: Barrier,
+    closes: Barrier,
     dawdle: AtomicU32,
     after_fill: Mutex<Option<BoxFuture>>,
 }
@@ -81,6 +82,7 @@ impl Gate {
             replies: Barrier::new(),
             arriving: Barrier::new(),
             deletes: Barrier::new(),
+            closes: Barrier::new(),
             dawdle: AtomicU32::new(0),
             after_fill: Mutex::default(),
         })
@@ -124,6 +126,11 @@ impl Gate {
     /// Deletes that were executed wait here with their answers.
     pub(crate) fn answered_deletes(&self) -> &Barrier {
         &self.deletes
+    }
+
+    /// Its end waits here, while it still answers.
+    pub(crate) fn closes(&self) -> &Barrier {
+        &self.closes
     }
 
     /// From now on every request and every answer is on its way for up to this many turns of the scheduler.
@@ -255,6 +262,7 @@ impl Backend for Gate {
     }
 
     async fn close(&self, deadline: Duration) {
+        self.closes.pass().await;
         self.inner.close(deadline).await;
     }
 

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
-use larder_core::{Change, CommitError, Mechanism};
+use larder_core::{Change, CommitError, LoadError, Mechanism, get};
 
 use super::office::{ON, Office, User, UserById, Without, ada, fresh, pending, quiet, shows};
 use super::versions::{Card, CardWithName, text};
+use crate::read::gate::Gate;
+use crate::read::shelf::memory;
 
 /// Longer than a registration.
 const OVER: Duration = Duration::from_secs(70);
@@ -298,4 +300,25 @@ async fn an_outbox_that_is_slow_to_count_costs_no_hits() {
         process.name().await;
     }
     assert_eq!(process.line.loaded(), loaded);
+}
+
+/// The registration is over, and whoever waited for that writes, before the store is gone.
+#[tokio::test(start_paused = true)]
+async fn a_private_store_is_not_read_once_its_registration_is_over() {
+    let office = Office::new(ON);
+    let gate = Gate::new(memory());
+    let leaving = office.on(&gate).process().await;
+    leaving.name().await;
+    gate.closes().close();
+    let closing = tokio::spawn({
+        let leaving = leaving.clone();
+        async move { leaving.close(Duration::from_secs(5)).await }
+    });
+    gate.closes().arrived().await;
+    let next = office.privately().process().await;
+    fresh(next.rename("Grace").await);
+    let read = get::<UserById>(&leaving.cache, &7).await;
+    assert!(matches!(read, Err(LoadError::Closed { .. })), "{read:?}");
+    gate.closes().open();
+    closing.await.unwrap();
 }
