@@ -49,8 +49,9 @@ const TRUSTED: Duration = Duration::from_secs(10);
 /// can't flush: until they know of it, or read no more.
 const DISAGREEING: Duration = Duration::from_secs(11);
 
-/// A generation this old was committed before, however long its registration took.
-const SETTLED: Duration = Duration::from_secs(15);
+/// A generation this old that is live was there before for as long as any wait, however long its commit took: its
+/// registration was renewed since, and one that is over when it is committed is renewed by nobody.
+const SETTLED: Duration = REGISTRATION.saturating_add(DISAGREEING);
 
 /// How long a registration lasts unless it is renewed.
 pub(crate) const REGISTRATION: Duration = Duration::from_secs(60);

@@ -31,6 +31,8 @@ struct Inner {
     tables: Mutex<Tables>,
     /// Told when a transaction has ended.
     ended: Notify,
+    /// Held by whoever edits the register.
+    editing: Arc<tokio::sync::Mutex<()>>,
     next: AtomicU64,
     /// Commits wait here before they are executed.
     arriving: Barrier,
@@ -117,6 +119,7 @@ struct Line {
     cut: AtomicBool,
     loads: Barrier,
     looks: Barrier,
+    edits: Barrier,
     counts: Barrier,
     loaded: AtomicUsize,
     /// The cache of the process, for loaders that read through it. Neither ends before the test.
@@ -150,6 +153,7 @@ impl Database {
         Self(Arc::new(Inner {
             tables: Mutex::default(),
             ended: Notify::new(),
+            editing: Arc::default(),
             next: AtomicU64::new(1),
             arriving: Barrier::new(),
             foreign_key: AtomicBool::new(true),
@@ -166,6 +170,7 @@ impl Database {
                 cut: AtomicBool::new(false),
                 loads: Barrier::new(),
                 looks: Barrier::new(),
+                edits: Barrier::new(),
                 counts: Barrier::new(),
                 loaded: AtomicUsize::new(0),
                 cache: OnceLock::new(),
@@ -288,6 +293,11 @@ impl Ledger {
     /// Questions to the register wait here before they are executed.
     pub(super) fn looks(&self) -> &Barrier {
         &self.line.looks
+    }
+
+    /// Edits of the register wait here before they are committed, alone; they are even if nobody waits for that any more.
+    pub(super) fn edits(&self) -> &Barrier {
+        &self.line.edits
     }
 
     /// Counts of the outbox wait here before they are executed.
@@ -506,53 +516,20 @@ impl Register for Ledger {
     }
 
     async fn edit(&self, decide: Decide<'_>) -> Result<()> {
-        let mut tables = self.tables()?;
+        let editing = Arc::clone(&self.database.0.editing).lock_owned().await;
         let now = Instant::now();
-        for edit in decide(&tables.registered())? {
-            match edit {
-                Edit::Mint {
-                    id,
-                    version,
-                    pool,
-                    holder,
-                    manifest,
-                    ttl,
-                } => {
-                    let registration = Registration {
-                        version,
-                        pool,
-                        holder,
-                        manifest,
-                        registered: now,
-                        renewed: now,
-                        ended: false,
-                        until: now + ttl,
-                    };
-                    tables.generations.insert(id, registration);
-                }
-                Edit::End { id } => {
-                    if let Some(known) = tables.generations.get_mut(&id) {
-                        known.until = now;
-                        known.ended = true;
-                    }
-                }
-                Edit::Delete { id } => {
-                    let is_held = tables.referred.iter().any(|(_, held)| *held == id);
-                    match tables.generations.get_mut(&id) {
-                        Some(held) if is_held && self.database.has_foreign_key() => {
-                            held.until = now;
-                            held.ended = true;
-                        }
-                        _ => drop(tables.generations.remove(&id)),
-                    }
-                }
-                Edit::Purge { accessor, epoch } => {
-                    let former = tables.purges.remove(&accessor).map(|(epoch, ..)| epoch);
-                    tables.purges.insert(accessor, (epoch, former, now));
-                }
-                edit => panic!("what is {edit:?}?"),
+        let edits = decide(&self.tables()?.registered())?;
+        let ledger = self.clone();
+        let commit = tokio::spawn(async move {
+            ledger.line.edits.pass().await;
+            let database = &ledger.database;
+            let mut tables = database.tables();
+            for edit in edits {
+                tables.apply(edit, now, database.has_foreign_key());
             }
-        }
+            drop(editing);
+        });
+        commit.await.expect("edits don't panic");
         Ok(())
     }
 
@@ -572,6 +549,52 @@ impl Register for Ledger {
 }
 
 impl Tables {
+    fn apply(&mut self, edit: Edit, now: Instant, has_foreign_key: bool) {
+        match edit {
+            Edit::Mint {
+                id,
+                version,
+                pool,
+                holder,
+                manifest,
+                ttl,
+            } => {
+                let registration = Registration {
+                    version,
+                    pool,
+                    holder,
+                    manifest,
+                    registered: now,
+                    renewed: now,
+                    ended: false,
+                    until: now + ttl,
+                };
+                self.generations.insert(id, registration);
+            }
+            Edit::End { id } => {
+                if let Some(known) = self.generations.get_mut(&id) {
+                    known.until = now;
+                    known.ended = true;
+                }
+            }
+            Edit::Delete { id } => {
+                let is_held = self.referred.iter().any(|(_, held)| *held == id);
+                match self.generations.get_mut(&id) {
+                    Some(held) if is_held && has_foreign_key => {
+                        held.until = now;
+                        held.ended = true;
+                    }
+                    _ => drop(self.generations.remove(&id)),
+                }
+            }
+            Edit::Purge { accessor, epoch } => {
+                let former = self.purges.remove(&accessor).map(|(epoch, ..)| epoch);
+                self.purges.insert(accessor, (epoch, former, now));
+            }
+            edit => panic!("what is {edit:?}?"),
+        }
+    }
+
     fn registered(&self) -> Registered {
         let now = Instant::now();
         let generation = |(id, known): (&String, &Registration)| Generation {
