@@ -11,7 +11,7 @@ use super::stale::Stale;
 use super::store::answered;
 use super::undelivered::Hold;
 use super::writes::{Waiting, pause};
-use super::{Outbox, Row, RowId};
+use super::{Outbox, PutOff, Row, RowId};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -357,13 +357,17 @@ async fn relay<S: Source>(shared: &Arc<Shared<S>>, outbox: &dyn Outbox<S::Conn>)
         return Ok(true);
     }
     let mut readable = Vec::new();
+    let mut put_off = Vec::new();
     for row in rows {
         match Stale::of_row(&row.text) {
             Ok(stale) => readable.push((row, stale)),
             Err(error) => {
                 tracing::error!(row = row.id, %error, "a row of the outbox can't be delivered here");
-                let pause = later(shared, &row);
-                answered(shared.rt, outbox.put_off(row.id, &row.text, pause)).await?;
+                put_off.push(PutOff {
+                    id: row.id,
+                    pause: later(shared, &row),
+                    text: row.text,
+                });
             }
         }
     }
@@ -397,9 +401,13 @@ async fn relay<S: Source>(shared: &Arc<Shared<S>>, outbox: &dyn Outbox<S::Conn>)
     }
     answered(shared.rt, outbox.done(&done)).await?;
     let is_all = rest.is_empty();
-    for (row, left) in rest {
-        let pause = later(shared, &row);
-        answered(shared.rt, outbox.put_off(row.id, &left.text(), pause)).await?;
+    put_off.extend(rest.into_iter().map(|(row, left)| PutOff {
+        id: row.id,
+        pause: later(shared, &row),
+        text: left.text(),
+    }));
+    if !put_off.is_empty() {
+        answered(shared.rt, outbox.put_off(&put_off)).await?;
     }
     Ok(is_all)
 }

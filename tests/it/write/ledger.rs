@@ -14,7 +14,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use larder_core::{
     Backlog, Cache, CommitFailure, Decide, Edit, Entity, Error, ErrorKind, Generation, Outbox,
-    Purge, Register, Registered, Result, Row, RowId, Savepoint, Source, Transactional,
+    Purge, PutOff, Register, Registered, Result, Row, RowId, Savepoint, Source, Transactional,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -699,10 +699,13 @@ impl Outbox<Conn> for Ledger {
         Ok(())
     }
 
-    async fn put_off(&self, id: RowId, text: &str, pause: Duration) -> Result<()> {
-        if let Some(row) = self.tables()?.outbox.get_mut(&id) {
-            row.text = text.to_owned();
-            row.due = Instant::now() + pause;
+    async fn put_off(&self, rows: &[PutOff]) -> Result<()> {
+        let mut tables = self.tables()?;
+        for PutOff { id, text, pause } in rows {
+            if let Some(row) = tables.outbox.get_mut(id) {
+                row.text.clone_from(text);
+                row.due = Instant::now() + *pause;
+            }
         }
         Ok(())
     }
