@@ -126,9 +126,11 @@ impl fmt::Debug for Pending {
 pub enum CommitError<E> {
     /// The database refused: nothing was committed, nothing was flushed.
     Failed(E),
-    /// The connection was lost before the database answered: it may have been committed, now or a moment later. What it
-    /// would have made stale was flushed, and with an outbox it is flushed again should it have been committed.
-    Unknown(E),
+    /// The connection was lost before the database answered, or no answer came within the builder's
+    /// [`commit_timeout`](crate::CacheBuilder::commit_timeout), which is no error of the database's: it may have been
+    /// committed, now or a moment later. What it would have made stale was flushed, and with an outbox it is flushed again
+    /// should it have been committed.
+    Unknown(Option<E>),
     /// Larder refused, before the database was asked: nothing was committed.
     Refused(Error),
     /// The task that commits panicked, or was cut off by the end of the runtime: nothing is known.
@@ -152,9 +154,12 @@ impl<E: fmt::Display> fmt::Display for CommitError<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Failed(error) => write!(f, "the commit failed: {error}"),
-            Self::Unknown(error) => {
+            Self::Unknown(Some(error)) => {
                 write!(f, "it isn't known whether the commit succeeded: {error}")
             }
+            Self::Unknown(None) => f.write_str(
+                "it isn't known whether the commit succeeded: the database didn't answer in time",
+            ),
             Self::Refused(error) => error.fmt(f),
             Self::Interrupted => {
                 f.write_str("the commit was interrupted, and nothing is known of it")
@@ -177,9 +182,9 @@ impl<E: fmt::Debug> fmt::Debug for CommitError<E> {
 impl<E: StdError + 'static> StdError for CommitError<E> {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         match self {
-            Self::Failed(error) | Self::Unknown(error) => error.source(),
+            Self::Failed(error) | Self::Unknown(Some(error)) => error.source(),
             Self::Refused(error) => error.source(),
-            Self::Interrupted => None,
+            Self::Unknown(None) | Self::Interrupted => None,
         }
     }
 }

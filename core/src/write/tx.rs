@@ -280,11 +280,18 @@ impl<S: Transactional> Tx<S> {
 
     /// Everything that can still be refused.
     async fn prepare(&mut self) -> Result<Commit<S>, CommitError<S::Error>> {
-        let prepared = self.check().await;
-        let prepared = match prepared {
-            Ok(()) => self.push().await,
-            Err(error) => Err(error),
-        };
+        let shared = Arc::clone(&self.cache.shared);
+        let (rt, limit) = (shared.rt, shared.writes.commit_timeout);
+        let prepared = rt.timeout(limit, async {
+            self.check().await?;
+            self.push().await
+        });
+        let prepared = prepared.await.unwrap_or_else(|| {
+            Err(Error::new(
+                ErrorKind::Timeout,
+                format!("the database didn't answer within {limit:?}, before the commit; nothing was committed"),
+            ))
+        });
         match (prepared, self.inner.take()) {
             (Ok(ids), Some(inner)) => Ok(Commit {
                 inner,
@@ -296,9 +303,9 @@ impl<S: Transactional> Tx<S> {
             (Err(error), inner) => {
                 self.forget();
                 if let Some(inner) = inner {
-                    let _ = S::rollback(inner).await;
+                    let _ = rt.timeout(limit, S::rollback(inner)).await;
                 }
-                self.cache.shared.writes.counters.refused.add(1);
+                shared.writes.counters.refused.add(1);
                 Err(CommitError::Refused(error))
             }
             (Ok(_), None) => Err(CommitError::Interrupted),
@@ -418,21 +425,26 @@ impl<S: Transactional> Commit<S> {
         if shared.without(Mechanism::QueryAfterCommit) {
             ask_queries(shared, &mut stale).await;
         }
-        match S::commit(inner).await {
-            Ok(()) => counters.commits.add(1),
-            Err(CommitFailure::Failed(error)) => {
+        let limit = shared.writes.commit_timeout;
+        let answer = shared.rt.timeout(limit, S::commit(inner)).await;
+        let unknown = match answer {
+            Some(Ok(())) => None,
+            Some(Err(CommitFailure::Failed(error))) => {
                 counters.failed.add(1);
                 own.into_iter().for_each(Own::leave);
                 return Err(CommitError::Failed(error));
             }
-            Err(CommitFailure::Unknown(error)) => {
-                counters.unknown.add(1);
-                // Its rows in the outbox may appear yet, so they are left to the relay.
-                Writes::flush(shared, stale, Vec::new(), cache.tally()).await;
-                Own::settle(own, shared);
-                return Err(CommitError::Unknown(error));
-            }
+            Some(Err(CommitFailure::Unknown(error))) => Some(CommitError::Unknown(Some(error))),
+            None => Some(CommitError::Unknown(None)),
+        };
+        if let Some(unknown) = unknown {
+            counters.unknown.add(1);
+            // Its rows in the outbox may appear yet, so they are left to the relay.
+            Writes::flush(shared, stale, Vec::new(), cache.tally()).await;
+            Own::settle(own, shared);
+            return Err(unknown);
         }
+        counters.commits.add(1);
         let began = shared.rt.now();
         let flush = match early {
             true => Flush::Fresh,

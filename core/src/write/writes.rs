@@ -28,6 +28,8 @@ pub(crate) struct Writes<S: Source> {
     pub(crate) counters: WriteCounters,
     /// Whether a guard that says nothing, or is dropped, is an error.
     pub(crate) strict: bool,
+    /// How long a commit waits for the database.
+    pub(super) commit_timeout: Duration,
     /// Told when a flush begins to wait.
     pub(super) added: Arc<Notify>,
     /// Where the transactions that are open were begun, if that matters.
@@ -66,6 +68,7 @@ impl<S: Source> Writes<S> {
         plans: Plans<S>,
         outbox: Option<Arc<dyn Outbox<S::Conn>>>,
         strict: bool,
+        commit_timeout: Duration,
     ) -> Self {
         Self {
             plans,
@@ -73,6 +76,7 @@ impl<S: Source> Writes<S> {
             undelivered: Arc::default(),
             counters: WriteCounters::default(),
             strict,
+            commit_timeout,
             added: Arc::default(),
             open: Mutex::default(),
             waiting: Mutex::default(),

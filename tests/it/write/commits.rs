@@ -5,12 +5,15 @@ use std::time::Duration;
 
 use larder_core::{Change, CommitError, Direct, FieldBits, Mechanism, get};
 use tokio::runtime::Runtime;
+use tokio::time::timeout;
 
 use super::ledger::Broken;
 use super::office::{
     ON, Office, Process, Stream, User, UserByEmail, UserById, Without, ada, data_set, fresh,
     pending, quiet, shows,
 };
+
+const MINUTE: Duration = Duration::from_secs(60);
 
 /// A reader comes between the flush and the commit if the flush doesn't follow.
 #[tokio::test(start_paused = true)]
@@ -444,6 +447,20 @@ async fn a_guard_reads_past_the_cache_and_fills_nothing() {
     );
     tx.rollback().await.unwrap();
     assert_eq!(seen(&process).await, ["Ada", "Ada"]);
+}
+
+/// The way to the database takes what is sent, and answers nothing: nothing was committed yet.
+#[tokio::test(start_paused = true)]
+async fn a_database_that_hangs_before_the_commit_refuses_it_in_time() {
+    let office = Office::new(ON);
+    let (process, other) = (office.process().await, office.process().await);
+    process.line.pushes().close();
+    let refused = timeout(5 * MINUTE, process.rename("Grace")).await;
+    let refused = refused.expect("in time").unwrap_err();
+    assert!(matches!(refused, CommitError::Refused(_)), "{refused}");
+    let next = timeout(MINUTE, other.rename("Hedy")).await;
+    fresh(next.expect("its locks are free"));
+    assert_eq!(other.name().await, "Hedy");
 }
 
 /// The commit goes on when its caller has left, and so does its flush.

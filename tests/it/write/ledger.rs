@@ -68,6 +68,8 @@ enum Fate {
     Failed,
     /// Its answer is lost, and it is executed later.
     Unknown,
+    /// Its answer never comes, and it is executed later.
+    Silent,
 }
 
 #[derive(Clone)]
@@ -120,6 +122,7 @@ struct Line {
     loads: Barrier,
     looks: Barrier,
     edits: Barrier,
+    pushes: Barrier,
     counts: Barrier,
     loaded: AtomicUsize,
     /// The cache of the process, for loaders that read through it. Neither ends before the test.
@@ -171,6 +174,7 @@ impl Database {
                 loads: Barrier::new(),
                 looks: Barrier::new(),
                 edits: Barrier::new(),
+                pushes: Barrier::new(),
                 counts: Barrier::new(),
                 loaded: AtomicUsize::new(0),
                 cache: OnceLock::new(),
@@ -196,6 +200,11 @@ impl Database {
     /// The connection of the next commit is lost; what it commits waits for [`Database::land`].
     pub(super) fn lose_next_commit(&self) {
         self.tables().next_commit = Fate::Unknown;
+    }
+
+    /// The connection of the next commit is cut without a word; what it commits waits for [`Database::land`].
+    pub(super) fn silence_next_commit(&self) {
+        self.tables().next_commit = Fate::Silent;
     }
 
     /// Executes the commits whose answers were lost.
@@ -298,6 +307,11 @@ impl Ledger {
     /// Edits of the register wait here before they are committed, alone; they are even if nobody waits for that any more.
     pub(super) fn edits(&self) -> &Barrier {
         &self.line.edits
+    }
+
+    /// Inserts into the outbox wait here before they are executed.
+    pub(super) fn pushes(&self) -> &Barrier {
+        &self.line.pushes
     }
 
     /// Counts of the outbox wait here before they are executed.
@@ -474,6 +488,10 @@ impl Transactional for Ledger {
                 database.tables().limbo.push(changes);
                 return Err(CommitFailure::Unknown(Broken("the answer was lost")));
             }
+            Fate::Silent => {
+                database.tables().limbo.push(changes);
+                std::future::pending::<()>().await;
+            }
         }
         Ok(())
     }
@@ -638,6 +656,7 @@ impl Outbox<Conn> for Ledger {
         grace: Duration,
     ) -> Result<Vec<RowId>> {
         let refuse = |problem: &str| Err(Error::new(ErrorKind::Unavailable, problem));
+        self.line.pushes.pass().await;
         let mut tables = self.tables()?;
         let Some(changes) = &mut conn.changes else {
             return refuse(NO_TRANSACTION.0);

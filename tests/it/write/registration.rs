@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use larder_core::{Change, CommitError, LoadError, Mechanism, get};
+use larder_core::{CacheBuilder, Change, CommitError, LoadError, Mechanism, get};
 
 use super::office::{ON, Office, User, UserById, Without, ada, fresh, pending, quiet, shows};
 use super::versions::{Card, CardWithName, text};
 use crate::read::gate::Gate;
-use crate::read::shelf::memory;
+use crate::read::shelf::{HOUR, memory};
 
 /// Longer than a registration.
 const OVER: Duration = Duration::from_secs(70);
@@ -186,9 +186,8 @@ async fn asleep_in_the_commit(foreign_key: bool) -> String {
     if !foreign_key {
         office.database.drop_foreign_key();
     }
-    let writer = office
-        .build(|b| b.register::<UserById>().version("1"))
-        .await;
+    let build = |b: CacheBuilder<_>| b.register::<UserById>().version("1").commit_timeout(HOUR);
+    let writer = office.build(build).await;
     office.database.arriving_commits().close();
     let rename = tokio::spawn({
         let writer = writer.clone();
