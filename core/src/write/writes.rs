@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 
 use super::committed::{Deliver, Flush, Pending};
 use super::deliver::{Delivered, deliver};
+use super::keeper::Outage;
 use super::plan::Plans;
 use super::stale::Stale;
 use super::undelivered::{Hold, Undelivered};
@@ -30,6 +31,7 @@ pub(crate) struct Writes<S: Source> {
     pub(crate) strict: bool,
     /// How long a commit waits for the database.
     pub(super) commit_timeout: Duration,
+    pub(super) outage: Outage,
     /// Told when a flush begins to wait.
     pub(super) added: Arc<Notify>,
     /// Where the transactions that are open were begun, if that matters.
@@ -77,6 +79,7 @@ impl<S: Source> Writes<S> {
             counters: WriteCounters::default(),
             strict,
             commit_timeout,
+            outage: Outage::default(),
             added: Arc::default(),
             open: Mutex::default(),
             waiting: Mutex::default(),

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use larder_core::{CacheBuilder, Change, CommitError, LoadError, Mechanism, get};
+use tracing::Level;
 
+use super::log::Log;
 use super::office::{ON, Office, User, UserById, Without, ada, fresh, pending, quiet, shows};
 use super::versions::{Card, CardWithName, text};
 use crate::read::gate::Gate;
@@ -320,4 +322,26 @@ async fn a_private_store_is_not_read_once_its_registration_is_over() {
     assert!(matches!(read, Err(LoadError::Closed { .. })), "{read:?}");
     gate.closes().open();
     closing.await.unwrap();
+}
+
+/// Without the database all reads load, and the log says so: once, and once when it is over.
+#[tokio::test(start_paused = true)]
+async fn a_database_that_is_away_is_warned_of_once() {
+    let office = Office::new(ON);
+    let process = office.process().await;
+    let (log, _guard) = Log::listen();
+    let said = || {
+        [
+            log.count(Level::WARN, "the database can't be asked"),
+            log.count(Level::INFO, "the database can be asked again"),
+        ]
+    };
+    for outage in 1..=2 {
+        process.line.cut(true);
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        assert_eq!(said(), [outage, outage - 1]);
+        process.line.cut(false);
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        assert_eq!(said(), [outage, outage]);
+    }
 }
