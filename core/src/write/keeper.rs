@@ -224,7 +224,12 @@ async fn keep_counting<S: Source>(shared: Weak<Shared<S>>, pause: Pause) {
 
 /// Deletes rows that were delivered, and ends the waiting for those that others have delivered, until the cache is gone.
 async fn keep_settling<S: Source>(shared: Weak<Shared<S>>, foreign: Foreign, pause: Pause) {
-    let mut settling = Settling { foreign, asked: 0 };
+    let mut settling = Settling {
+        foreign,
+        asked: 0,
+        looks: 0,
+        next_look: pause.rt.now(),
+    };
     while let Some(()) = pause.until(pause.rt.sleep(jittered(DELETE))).await {
         let Some(shared) = shared.upgrade() else {
             return;
@@ -240,6 +245,9 @@ struct Settling {
     foreign: Foreign,
     /// How many rows that are waited for were asked for, over and over.
     asked: usize,
+    /// How often servers that are away were looked at, and when they are again.
+    looks: u32,
+    next_look: Instant,
 }
 
 impl Settling {
@@ -311,8 +319,16 @@ impl Settling {
         let undelivered = &shared.writes.undelivered;
         let away = undelivered.servers();
         if away.is_empty() {
+            self.looks = 0;
             return Ok(());
         }
+        // A look is at all servers, and one that is away takes its time to say so.
+        let now = shared.rt.now();
+        if self.looks > 0 && now < self.next_look {
+            return Ok(());
+        }
+        self.next_look = now + pause(self.looks);
+        self.looks += 1;
         let answers = shared.backend.check().await;
         let is_back = |server: &usize| {
             answers

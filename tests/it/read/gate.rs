@@ -25,6 +25,7 @@ pub(crate) struct Gate {
     arriving: Barrier,
     deletes: Barrier,
     closes: Barrier,
+    checked: AtomicU32,
     dawdle: AtomicU32,
     after_fill: Mutex<Option<BoxFuture>>,
 }
@@ -83,6 +84,7 @@ impl Gate {
             arriving: Barrier::new(),
             deletes: Barrier::new(),
             closes: Barrier::new(),
+            checked: AtomicU32::new(0),
             dawdle: AtomicU32::new(0),
             after_fill: Mutex::default(),
         })
@@ -131,6 +133,11 @@ impl Gate {
     /// Its end waits here, while it still answers.
     pub(crate) fn closes(&self) -> &Barrier {
         &self.closes
+    }
+
+    /// How often it was asked for its state.
+    pub(crate) fn checked(&self) -> u32 {
+        self.checked.load(Ordering::Relaxed)
     }
 
     /// From now on every request and every answer is on its way for up to this many turns of the scheduler.
@@ -252,6 +259,7 @@ impl Backend for Gate {
     }
 
     async fn check(&self) -> Vec<ServerCheck> {
+        self.checked.fetch_add(1, Ordering::Relaxed);
         let mut answers = self.inner.check().await;
         if self.down.load(Ordering::Relaxed) {
             for check in &mut answers {
