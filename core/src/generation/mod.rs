@@ -71,6 +71,9 @@ const PURGED: Duration = REGISTRATION;
 /// Stands for all data sets in the list of what was purged: that is what a rotation leaves.
 const EVERYTHING: &str = "*";
 
+/// What there is of accessors, by their names: every read may look there.
+type ByAccessor<V> = HashMap<String, V, foldhash::fast::RandomState>;
+
 /// Opens the pool of another generation by its description.
 pub(crate) type OpenPool = Box<dyn Fn(&str, Rt) -> Result<Arc<dyn Backend>> + Send + Sync>;
 
@@ -89,11 +92,11 @@ pub(crate) struct Generations {
 struct Standing {
     prefix: Prefix,
     /// Accessors whose keys begin otherwise.
-    own_prefixes: HashMap<String, Prefix>,
+    own_prefixes: ByAccessor<Prefix>,
     /// Accessors that are read past the store, and why.
-    uncached: HashMap<String, Uncached>,
+    uncached: ByAccessor<Uncached>,
     /// Accessors that were purged a moment ago, so that not every writer knows their prefix yet, and from when on all do.
-    purged: HashMap<String, Duration>,
+    purged: ByAccessor<Duration>,
     /// Until when it is used for reading.
     until: Option<Duration>,
     /// From when on it is used for reading and filling.
@@ -171,7 +174,7 @@ pub(crate) struct Target {
     pub(crate) backend: Result<Arc<dyn Backend>>,
     prefix: Prefix,
     /// Under which an accessor's keys are, where it isn't the generation's.
-    own_prefixes: HashMap<String, Vec<Prefix>>,
+    own_prefixes: ByAccessor<Vec<Prefix>>,
 }
 
 /// A generation that is live, as statistics show it.
@@ -245,7 +248,7 @@ impl Generations {
         let target = Target {
             backend: Ok(backend),
             prefix,
-            own_prefixes: HashMap::new(),
+            own_prefixes: ByAccessor::default(),
         };
         Self {
             standing: ArcSwap::from_pointee(Standing::of(prefix)),
@@ -409,7 +412,11 @@ impl Generations {
 
     /// The accessors that are read past the store, and why.
     pub(crate) fn uncached(&self) -> HashMap<String, Uncached> {
-        self.standing.load().uncached.clone()
+        let standing = self.standing.load();
+        let uncached = standing.uncached.iter();
+        uncached
+            .map(|(accessor, why)| (accessor.clone(), why.clone()))
+            .collect()
     }
 
     /// Gives up all entries of an accessor, in every generation.
@@ -823,9 +830,9 @@ impl Standing {
     fn of(prefix: Prefix) -> Self {
         Self {
             prefix,
-            own_prefixes: HashMap::new(),
-            uncached: HashMap::new(),
-            purged: HashMap::new(),
+            own_prefixes: ByAccessor::default(),
+            uncached: ByAccessor::default(),
+            purged: ByAccessor::default(),
             until: None,
             active_from: None,
         }
