@@ -57,7 +57,7 @@ pub struct Pending {
 enum State {
     Waiting,
     Delivered,
-    /// Nobody tries any more; entries may be old until their TTL.
+    /// This process doesn't wait for it any more; without an outbox, entries may be old until their TTL.
     GivenUp,
 }
 
@@ -79,8 +79,9 @@ impl Pending {
     /// Waits until somebody has delivered it: this process, or any other that relays the outbox. From then on it is as
     /// good as [`Flush::Fresh`].
     ///
-    /// `false` if nobody tries any more: without an outbox, when more had to be remembered than there is room for; or
-    /// when the cache was closed.
+    /// `false` if nobody here will know: when the cache was closed; when more than 100,000 flushes wait in this process; or,
+    /// without an outbox, when more keys had to be remembered than there is room for. With an outbox the flush is delivered
+    /// even so, by whoever relays it.
     pub async fn delivered(&self) -> bool {
         let mut state = self.state.clone();
         let over = state.wait_for(|state| *state != State::Waiting).await;
