@@ -18,11 +18,11 @@ pub use larder_core::{
     FieldSet, Flush, FlushError, FlushOn, FlushQuery, Form, Generation, HasCache, HitCheck,
     HitChecks, HitEvent, Immutable, KeyPart, KeyWriter, Keys, Latency, Lifetime, Listener,
     LiveGeneration, LoadError, LockRow, Missing, NoTier, Observed, Outbox, Pending, Plain, Plan,
-    Pool, Prefix, Purge, Reach, ReadEvent, Reader, ReaderOf, RecentFlush, Register, Registered,
-    RequestTier, Result, Route, Row, RowId, Rows, Rt, Savepoint, ScopedReader, Seen, ServerCheck,
-    ServerStats, Source, StaleHit, Tally, Tier, TierStats, TiersStats, TransactionError,
-    Transactional, Tx, Uncached, Unstored, Weigh, WriteStats, contract, dataset, entry, get,
-    get_many, link, plan, prime, refresh, uncached, warm,
+    Pool, Prefix, Purge, PutOff, Reach, ReadEvent, Reader, ReaderOf, RecentFlush, Register,
+    Registered, RequestTier, Result, Route, Row, RowId, Rows, Rt, Savepoint, ScopedReader, Seen,
+    ServerCheck, ServerStats, Source, StaleHit, Tally, Tier, TierStats, TiersStats,
+    TransactionError, Transactional, Tx, Uncached, Unstored, Weigh, WriteStats, contract, dataset,
+    entry, get, get_many, link, plan, prime, refresh, uncached, warm,
 };
 #[cfg(feature = "macros")]
 pub use larder_macros::{Entity, KeyPart, Reader, cached};

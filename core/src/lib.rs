@@ -29,7 +29,8 @@ pub use switches::Mechanism;
 pub use write::{
     Backlog, Before, Change, CommitError, CommitFailure, Committed, Decide, Edit, Entity,
     FieldBits, FieldSet, Flush, FlushOn, FlushQuery, Generation, LockRow, Outbox, Pending, Plan,
-    Purge, Register, Registered, Row, RowId, Savepoint, TransactionError, Transactional, Tx, plan,
+    Purge, PutOff, Register, Registered, Row, RowId, Savepoint, TransactionError, Transactional,
+    Tx, plan,
 };
 
 #[doc(hidden)]

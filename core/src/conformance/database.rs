@@ -19,7 +19,8 @@ use futures_util::future::{join, join_all};
 
 use crate::write::CommitFailure;
 use crate::{
-    Edit, Error, ErrorKind, Generation, Outbox, Registered, RowId, Savepoint, Source, Transactional,
+    Edit, Error, ErrorKind, Generation, Outbox, PutOff, Registered, RowId, Savepoint, Source,
+    Transactional,
 };
 
 /// What the suite is run on: a database of its own for every case, with what it needs in it and nothing registered.
@@ -121,6 +122,16 @@ impl<D: Database> Scene<D> {
     async fn claim(&self, limit: usize) -> Vec<String> {
         let rows = self.outbox.claim(limit, LONG, Duration::ZERO).await;
         rows.unwrap().into_iter().map(|row| row.text).collect()
+    }
+
+    async fn put_off(&self, rows: &[(RowId, &str, Duration)]) {
+        let rows = rows.iter().map(|&(id, text, pause)| PutOff {
+            id,
+            text: text.to_owned(),
+            pause,
+        });
+        let rows: Vec<PutOff> = rows.collect();
+        self.outbox.put_off(&rows).await.unwrap();
     }
 
     async fn has_written(&self, tx: &mut <D::Source as Transactional>::Tx) -> Option<bool> {
@@ -289,8 +300,7 @@ async fn longest_due_are_claimed_first<D: Database>(database: D) {
         scene.push(&[text], Duration::ZERO).await;
         scene.database.advance(millis(5)).await;
     }
-    let put_off = scene.outbox.put_off(later, "late", millis(20));
-    put_off.await.unwrap();
+    scene.put_off(&[(later, "late", millis(20))]).await;
     scene.database.advance(millis(50)).await;
     assert_eq!(scene.claim(2).await, ["a", "b"]);
     assert_eq!(scene.claim(10).await, ["c", "late"]);
@@ -346,12 +356,27 @@ async fn row_that_is_put_off_comes_back_with_what_is_left<D: Database>(database:
     let scene = Scene::new(database).await;
     let id = scene.push(&["both"], Duration::ZERO).await[0];
     assert_eq!(scene.claim(1).await, ["both"]);
-    let put_off = scene.outbox.put_off(id, "one", millis(400));
-    put_off.await.unwrap();
+    scene.put_off(&[(id, "one", millis(400))]).await;
     assert!(scene.claim(1).await.is_empty());
     scene.database.advance(millis(450)).await;
     let rows = scene.outbox.claim(1, LONG, Duration::ZERO).await.unwrap();
     assert_eq!((&*rows[0].text, rows[0].attempts), ("one", 1));
+}
+
+async fn rows_are_put_off_together<D: Database>(database: D) {
+    let scene = Scene::new(database).await;
+    let ids = scene.push(&["a", "b", "c"], Duration::ZERO).await;
+    assert_eq!(scene.claim(10).await.len(), 3);
+    let [a, b, c] = ids[..] else { unreachable!() };
+    scene.outbox.done(&[b]).await.unwrap();
+    // Out of order, beside one that was delivered meanwhile, and by two at once.
+    let soon = [(c, "C", millis(100)), (b, "B", millis(100)), (a, "A", LONG)];
+    let same = [(a, "A", LONG), (c, "C", millis(100))];
+    join(scene.put_off(&soon), scene.put_off(&same)).await;
+    scene.put_off(&[]).await;
+    assert_eq!(scene.texts().await, ["A", "C"]);
+    scene.database.advance(millis(150)).await;
+    assert_eq!(scene.claim(10).await, ["C"]);
 }
 
 async fn done_rows_are_gone<D: Database>(database: D) {
@@ -367,8 +392,7 @@ async fn done_rows_are_gone<D: Database>(database: D) {
     assert_eq!(scene.outbox.left(&ids).await.unwrap(), [ids[1]]);
     assert!(scene.outbox.left(&gone).await.unwrap().is_empty());
     scene.outbox.done(&[]).await.unwrap();
-    let late = scene.outbox.put_off(ids[0], "a", Duration::ZERO);
-    late.await.unwrap();
+    scene.put_off(&[(ids[0], "a", Duration::ZERO)]).await;
     assert_eq!(scene.texts().await.len(), 1);
 }
 
@@ -461,7 +485,7 @@ async fn deleted_generation_leaves_its_rows<D: Database>(database: D) {
     let renewed = scene.outbox.renew("live", LONG, Duration::ZERO);
     assert!(!renewed.await.unwrap());
     assert_eq!(scene.claim(1).await, ["a"]);
-    scene.outbox.put_off(ids[0], "b", LONG).await.unwrap();
+    scene.put_off(&[(ids[0], "b", LONG)]).await;
     scene.outbox.done(&ids).await.unwrap();
 }
 
@@ -586,6 +610,7 @@ macro_rules! __database_cases {
             idle_relay_keeps_nobody_from_the_next_row,
             every_row_is_claimed_by_one,
             row_that_is_put_off_comes_back_with_what_is_left,
+            rows_are_put_off_together,
             done_rows_are_gone,
             old_rows_are_dropped,
             backlog_is_counted,

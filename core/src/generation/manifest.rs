@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{PURGED, Uncached};
+use super::{ByAccessor, PURGED, Uncached};
 use crate::contract::{Pool, Prefix};
 use crate::write::Purge;
 
@@ -128,8 +128,8 @@ impl Manifest {
         generation: &str,
         pool: &Pool,
         purges: &[Purge],
-    ) -> HashMap<String, Vec<Prefix>> {
-        let mut prefixes = HashMap::new();
+    ) -> ByAccessor<Vec<Prefix>> {
+        let mut prefixes = ByAccessor::default();
         for (accessor, listed) in &self.accessors {
             let base = listed.lasting.as_deref().unwrap_or(generation);
             let purge = purges.iter().find(|purge| purge.accessor == *accessor);

@@ -49,8 +49,9 @@ const TRUSTED: Duration = Duration::from_secs(10);
 /// can't flush: until they know of it, or read no more.
 const DISAGREEING: Duration = Duration::from_secs(11);
 
-/// A generation this old was committed before, however long its registration took.
-const SETTLED: Duration = Duration::from_secs(15);
+/// A generation this old that is live was there before for as long as any wait, however long its commit took: its
+/// registration was renewed since, and one that is over when it is committed is renewed by nobody.
+const SETTLED: Duration = REGISTRATION.saturating_add(DISAGREEING);
 
 /// How long a registration lasts unless it is renewed.
 pub(crate) const REGISTRATION: Duration = Duration::from_secs(60);
@@ -70,6 +71,9 @@ const PURGED: Duration = REGISTRATION;
 /// Stands for all data sets in the list of what was purged: that is what a rotation leaves.
 const EVERYTHING: &str = "*";
 
+/// What there is of accessors, by their names: every read may look there.
+type ByAccessor<V> = HashMap<String, V, foldhash::fast::RandomState>;
+
 /// Opens the pool of another generation by its description.
 pub(crate) type OpenPool = Box<dyn Fn(&str, Rt) -> Result<Arc<dyn Backend>> + Send + Sync>;
 
@@ -88,11 +92,11 @@ pub(crate) struct Generations {
 struct Standing {
     prefix: Prefix,
     /// Accessors whose keys begin otherwise.
-    own_prefixes: HashMap<String, Prefix>,
+    own_prefixes: ByAccessor<Prefix>,
     /// Accessors that are read past the store, and why.
-    uncached: HashMap<String, Uncached>,
+    uncached: ByAccessor<Uncached>,
     /// Accessors that were purged a moment ago, so that not every writer knows their prefix yet, and from when on all do.
-    purged: HashMap<String, Duration>,
+    purged: ByAccessor<Duration>,
     /// Until when it is used for reading.
     until: Option<Duration>,
     /// From when on it is used for reading and filling.
@@ -170,7 +174,7 @@ pub(crate) struct Target {
     pub(crate) backend: Result<Arc<dyn Backend>>,
     prefix: Prefix,
     /// Under which an accessor's keys are, where it isn't the generation's.
-    own_prefixes: HashMap<String, Vec<Prefix>>,
+    own_prefixes: ByAccessor<Vec<Prefix>>,
 }
 
 /// A generation that is live, as statistics show it.
@@ -244,7 +248,7 @@ impl Generations {
         let target = Target {
             backend: Ok(backend),
             prefix,
-            own_prefixes: HashMap::new(),
+            own_prefixes: ByAccessor::default(),
         };
         Self {
             standing: ArcSwap::from_pointee(Standing::of(prefix)),
@@ -408,7 +412,11 @@ impl Generations {
 
     /// The accessors that are read past the store, and why.
     pub(crate) fn uncached(&self) -> HashMap<String, Uncached> {
-        self.standing.load().uncached.clone()
+        let standing = self.standing.load();
+        let uncached = standing.uncached.iter();
+        uncached
+            .map(|(accessor, why)| (accessor.clone(), why.clone()))
+            .collect()
     }
 
     /// Gives up all entries of an accessor, in every generation.
@@ -477,6 +485,10 @@ impl Generations {
             return;
         };
         if registration.entrant.is_private() {
+            // Whoever waits for its end may write at once, and flushes nothing here. Nobody understands meanwhile what was
+            // read of the register before.
+            let _asking = registration.asking.lock().await;
+            self.stop_reading();
             let id = registration.id.load_full();
             let mut decide = |registered: &Registered| {
                 Ok(enter::end(
@@ -525,6 +537,14 @@ impl Generations {
         Ok(())
     }
 
+    /// Has reads go past the store from now on.
+    fn stop_reading(&self) {
+        self.standing.rcu(|known| Standing {
+            until: Some(Duration::ZERO),
+            ..Standing::clone(known)
+        });
+    }
+
     async fn ask(&self, registration: &Registration) -> Result<Found> {
         let mut failed = registration.asking.lock().await;
         self.ask_now(registration, &mut failed).await
@@ -570,12 +590,7 @@ impl Generations {
         match is_over {
             true if reads_on => {}
             // It isn't used for reading any more; this process registers anew.
-            true => {
-                self.standing.rcu(|known| Standing {
-                    until: Some(Duration::ZERO),
-                    ..Standing::clone(known)
-                });
-            }
+            true => self.stop_reading(),
             false => self.standing.store(Arc::new(standing)),
         }
         Ok(match (is_over, others_over) {
@@ -815,9 +830,9 @@ impl Standing {
     fn of(prefix: Prefix) -> Self {
         Self {
             prefix,
-            own_prefixes: HashMap::new(),
-            uncached: HashMap::new(),
-            purged: HashMap::new(),
+            own_prefixes: ByAccessor::default(),
+            uncached: ByAccessor::default(),
+            purged: ByAccessor::default(),
             until: None,
             active_from: None,
         }

@@ -35,6 +35,9 @@ const MAX_LOADS: usize = 32;
 /// How long a load waits for a place below the caps.
 const LOAD_QUEUE: Duration = Duration::from_secs(30);
 
+/// How long a commit waits for the database.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// A cache: a backend, a prefix, a source, and what reads share.
 ///
 /// It is a handle: cloning it is cheap, and every clone is the same cache. Nothing is global, so that two caches in one
@@ -181,6 +184,7 @@ impl<S: Source> Cache<S> {
             version: None,
             bounded: false,
             strict: false,
+            commit_timeout: COMMIT_TIMEOUT,
             open_pool: None,
             switches: Switches::default(),
             listeners: Vec::new(),
@@ -562,6 +566,7 @@ pub struct CacheBuilder<S: Source> {
     version: Option<String>,
     bounded: bool,
     strict: bool,
+    commit_timeout: Duration,
     open_pool: Option<OpenPool>,
     switches: Switches,
     listeners: Vec<Arc<dyn Listener<S>>>,
@@ -631,6 +636,16 @@ impl<S: Source> CacheBuilder<S> {
     /// nothing did is refused, one that is dropped with changes panics.
     pub fn strict_writes(mut self) -> Self {
         self.strict = true;
+        self
+    }
+
+    /// How long a commit waits for the database; 30 s if not given. What comes before the commit itself, as the insert into
+    /// the outbox, is refused then; the commit is [`CommitError::Unknown`](crate::CommitError::Unknown).
+    ///
+    /// For connections that are cut without a word, which TCP gives up after a quarter of an hour or so. Longer than the
+    /// database ever takes, as where it waits for a standby.
+    pub fn commit_timeout(mut self, limit: Duration) -> Self {
+        self.commit_timeout = limit;
         self
     }
 
@@ -816,7 +831,7 @@ impl<S: Source> CacheBuilder<S> {
             shared: Arc::new(Shared {
                 source: self.source,
                 generations,
-                writes: Writes::new(plans, outbox, self.strict),
+                writes: Writes::new(plans, outbox, self.strict, self.commit_timeout),
                 switches: self.switches,
                 backend,
                 rt: self.rt,

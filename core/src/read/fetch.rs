@@ -3,6 +3,7 @@
 use std::borrow::Borrow;
 use std::collections::HashSet;
 use std::marker::PhantomData;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -468,7 +469,7 @@ pub(super) enum Way {
 /// (`missed`), held by somebody else's lease (`busy`), or not asked for with a lease yet (`later`).
 struct Fetch<'f, D: Dataset, A: Asked<D>> {
     cache: &'f Cache<D::Source>,
-    accessor: Arc<Accessor<D>>,
+    accessor: Lent<'f, D>,
     asked: &'f mut A,
     /// The tier in front of this read.
     memo: Memo<'f>,
@@ -499,6 +500,33 @@ struct Fetch<'f, D: Dataset, A: Asked<D>> {
     bytes: u64,
 }
 
+/// What the reads of a data set share: lent by the cache where that was built with it, so that hits on many cores don't
+/// all count in one place.
+enum Lent<'c, D: Dataset> {
+    Registered(&'c Accessor<D>),
+    Other(Arc<Accessor<D>>),
+}
+
+impl<'c, D: Dataset> Lent<'c, D> {
+    fn by(cache: &'c Cache<D::Source>) -> Self {
+        match cache.registered() {
+            Some(registered) => Self::Registered(registered),
+            None => Self::Other(cache.accessor()),
+        }
+    }
+}
+
+impl<D: Dataset> Deref for Lent<'_, D> {
+    type Target = Accessor<D>;
+
+    fn deref(&self) -> &Accessor<D> {
+        match self {
+            Self::Registered(registered) => registered,
+            Self::Other(other) => other,
+        }
+    }
+}
+
 /// A key to be loaded: which distinct key it is, and the lease with its wire key, if its value may be stored.
 struct Missed {
     position: usize,
@@ -508,7 +536,7 @@ struct Missed {
 impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
     fn new(cache: &'f Cache<D::Source>, asked: &'f mut A, memo: Memo<'f>, span: Span) -> Self {
         Self {
-            accessor: cache.accessor::<D>(),
+            accessor: Lent::by(cache),
             reading: cache.shared.generations.reading(D::NAME),
             cache,
             asked,
@@ -806,7 +834,7 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
     fn was_away(&self, key: Key<'_>) -> bool {
         let shared = &self.cache.shared;
         let undelivered = &shared.writes.undelivered;
-        !undelivered.is_empty() && undelivered.holds_server(shared.backend.server_of(key))
+        undelivered.holds_servers() && undelivered.holds_server(shared.backend.server_of(key))
     }
 
     fn sort_hit(&mut self, key: Key<'_>, index: usize, entry: &[u8], token: Token) {
@@ -931,7 +959,12 @@ impl<'f, D: Dataset, A: Asked<D>> Fetch<'f, D, A> {
             wire,
             replaces: self.replaces,
         };
-        let load = load::start(self.cache, &self.accessor, self.reading.prefix, order);
+        let load = load::start(
+            self.cache,
+            &self.cache.accessor::<D>(),
+            self.reading.prefix,
+            order,
+        );
         for (position, value) in positions.into_iter().zip(load.lead().await?) {
             self.asked.set(position, value);
         }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::ops::Deref;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Entity, FieldBits};
 
@@ -16,8 +17,14 @@ pub struct Before<T> {
     lock: LockId,
 }
 
-/// Names the lock of a row, within one cache; later ones are greater.
+/// Names the lock of a row, in all caches of the process; later ones are greater.
 pub(super) type LockId = u64;
+
+/// Names one more lock.
+pub(super) fn next_lock() -> LockId {
+    static LOCKS: AtomicU64 = AtomicU64::new(0);
+    LOCKS.fetch_add(1, Ordering::Relaxed)
+}
 
 impl<T> Before<T> {
     pub(super) fn new(image: T, lock: LockId) -> Self {

@@ -57,7 +57,7 @@ pub struct Pending {
 enum State {
     Waiting,
     Delivered,
-    /// Nobody tries any more; entries may be old until their TTL.
+    /// This process doesn't wait for it any more; without an outbox, entries may be old until their TTL.
     GivenUp,
 }
 
@@ -79,8 +79,9 @@ impl Pending {
     /// Waits until somebody has delivered it: this process, or any other that relays the outbox. From then on it is as
     /// good as [`Flush::Fresh`].
     ///
-    /// `false` if nobody tries any more: without an outbox, when more had to be remembered than there is room for; or
-    /// when the cache was closed.
+    /// `false` if nobody here will know: when the cache was closed; when more than 100,000 flushes wait in this process; or,
+    /// without an outbox, when more keys had to be remembered than there is room for. With an outbox the flush is delivered
+    /// even so, by whoever relays it.
     pub async fn delivered(&self) -> bool {
         let mut state = self.state.clone();
         let over = state.wait_for(|state| *state != State::Waiting).await;
@@ -126,9 +127,11 @@ impl fmt::Debug for Pending {
 pub enum CommitError<E> {
     /// The database refused: nothing was committed, nothing was flushed.
     Failed(E),
-    /// The connection was lost before the database answered: it may have been committed, now or a moment later. What it
-    /// would have made stale was flushed, and with an outbox it is flushed again should it have been committed.
-    Unknown(E),
+    /// The connection was lost before the database answered, or no answer came within the builder's
+    /// [`commit_timeout`](crate::CacheBuilder::commit_timeout), which is no error of the database's: it may have been
+    /// committed, now or a moment later. What it would have made stale was flushed, and with an outbox it is flushed again
+    /// should it have been committed.
+    Unknown(Option<E>),
     /// Larder refused, before the database was asked: nothing was committed.
     Refused(Error),
     /// The task that commits panicked, or was cut off by the end of the runtime: nothing is known.
@@ -152,9 +155,12 @@ impl<E: fmt::Display> fmt::Display for CommitError<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Failed(error) => write!(f, "the commit failed: {error}"),
-            Self::Unknown(error) => {
+            Self::Unknown(Some(error)) => {
                 write!(f, "it isn't known whether the commit succeeded: {error}")
             }
+            Self::Unknown(None) => f.write_str(
+                "it isn't known whether the commit succeeded: the database didn't answer in time",
+            ),
             Self::Refused(error) => error.fmt(f),
             Self::Interrupted => {
                 f.write_str("the commit was interrupted, and nothing is known of it")
@@ -177,9 +183,9 @@ impl<E: fmt::Debug> fmt::Debug for CommitError<E> {
 impl<E: StdError + 'static> StdError for CommitError<E> {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         match self {
-            Self::Failed(error) | Self::Unknown(error) => error.source(),
+            Self::Failed(error) | Self::Unknown(Some(error)) => error.source(),
             Self::Refused(error) => error.source(),
-            Self::Interrupted => None,
+            Self::Unknown(None) | Self::Interrupted => None,
         }
     }
 }

@@ -220,7 +220,12 @@ impl<S: Source> Delivery<'_, S> {
         }
         let mut failed = Vec::new();
         let mut cause = None;
-        let answers = backend.delete_many(&wire, &self.options).await;
+        // A store may be the user's own: one that panics has confirmed nothing, and is asked again.
+        let answers = unwinding(backend.delete_many(&wire, &self.options)).await;
+        let answers = answers.unwrap_or_else(|| {
+            let error = Error::new(ErrorKind::Protocol, "the store panicked at a delete");
+            wire.iter().map(|_| Err(error.clone())).collect()
+        });
         for ((position, key), answer) in positions.into_iter().zip(wire.iter()).zip(answers) {
             if let Err(error) = answer {
                 if Arc::ptr_eq(backend, &self.shared.backend) {

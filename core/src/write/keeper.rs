@@ -1,9 +1,9 @@
 //! The tasks that keep promises: one renews the registration, one relays the outbox, one counts it, one settles what was
 //! delivered; without a database, one retries flushes.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::pin::Pin;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use super::deliver::deliver;
@@ -11,7 +11,7 @@ use super::stale::Stale;
 use super::store::answered;
 use super::undelivered::Hold;
 use super::writes::{Waiting, pause};
-use super::{Outbox, Row, RowId};
+use super::{Outbox, PutOff, Row, RowId};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -177,7 +177,7 @@ async fn keep_registered<S: Source>(shared: Weak<Shared<S>>, pause: Pause) {
         };
         let renew = renewing.is_due(pause.rt);
         let kept = watched(shared.generations.keep(renew)).await;
-        report("the register of generations", kept);
+        report(&shared, "the register of generations", kept);
     }
 }
 
@@ -192,15 +192,17 @@ async fn keep_relaying<S: Source>(shared: Weak<Shared<S>>, pause: Pause) {
         let Some(outbox) = &shared.writes.outbox else {
             return;
         };
-        let relayed = report("the outbox", watched(relay(&shared, &**outbox)).await);
+        let relayed = watched(relay(&shared, &**outbox)).await;
+        let swept = match sweeping.is_due(pause.rt) {
+            true => watched(sweep(&shared, &**outbox)).await,
+            false => Ok(()),
+        };
         // What couldn't be delivered from here is left to others, who come later than whoever has just looked.
         polls = match relayed {
-            Some(false) => 3,
+            Ok(false) => 3,
             _ => 1,
         };
-        if sweeping.is_due(pause.rt) {
-            report("the outbox", watched(sweep(&shared, &**outbox)).await);
-        }
+        report(&shared, "rows that are due", relayed.and(swept));
     }
 }
 
@@ -212,27 +214,29 @@ async fn keep_counting<S: Source>(shared: Weak<Shared<S>>, pause: Pause) {
             return;
         };
         wait = jittered(COUNT);
-        if let Some(outbox) = &shared.writes.outbox
-            && let Some(backlog) = report("the outbox", answered(shared.rt, outbox.backlog()).await)
-        {
-            shared.writes.counters.set_backlog(backlog);
+        if let Some(outbox) = &shared.writes.outbox {
+            let backlog = answered(shared.rt, outbox.backlog()).await;
+            let backlog = report(&shared, "the number of rows that wait", backlog);
+            backlog.inspect(|backlog| shared.writes.counters.set_backlog(*backlog));
         }
     }
 }
 
 /// Deletes rows that were delivered, and ends the waiting for those that others have delivered, until the cache is gone.
 async fn keep_settling<S: Source>(shared: Weak<Shared<S>>, foreign: Foreign, pause: Pause) {
-    let mut settling = Settling { foreign, asked: 0 };
+    let mut settling = Settling {
+        foreign,
+        asked: 0,
+        looks: 0,
+        next_look: pause.rt.now(),
+    };
     while let Some(()) = pause.until(pause.rt.sleep(jittered(DELETE))).await {
         let Some(shared) = shared.upgrade() else {
             return;
         };
         if let Some(outbox) = &shared.writes.outbox {
-            let turn = async {
-                settling.turn(&shared, &**outbox).await;
-                Ok(())
-            };
-            report("the outbox", watched(turn).await);
+            let settled = watched(settling.turn(&shared, &**outbox)).await;
+            report(&shared, "rows that were delivered", settled);
         }
     }
 }
@@ -241,18 +245,29 @@ struct Settling {
     foreign: Foreign,
     /// How many rows that are waited for were asked for, over and over.
     asked: usize,
+    /// How often servers that are away were looked at, and when they are again.
+    looks: u32,
+    next_look: Instant,
 }
 
 impl Settling {
-    async fn turn<S: Source>(&mut self, shared: &Arc<Shared<S>>, outbox: &dyn Outbox<S::Conn>) {
+    async fn turn<S: Source>(
+        &mut self,
+        shared: &Arc<Shared<S>>,
+        outbox: &dyn Outbox<S::Conn>,
+    ) -> Result<()> {
         let done = shared.writes.take_done();
-        if !done.is_empty()
-            && report("the outbox", answered(shared.rt, outbox.done(&done)).await).is_none()
-        {
+        let deleted = match done.is_empty() {
+            true => Ok(()),
+            false => answered(shared.rt, outbox.done(&done)).await,
+        };
+        if deleted.is_err() {
             shared.writes.not_done(done);
         }
-        report("the outbox", self.look_for_delivered(shared, outbox).await);
-        report("the outbox", self.look_at_servers(shared, outbox).await);
+        let looked = self.look_for_delivered(shared, outbox).await;
+        deleted
+            .and(looked)
+            .and(self.look_at_servers(shared, outbox).await)
     }
 
     /// Ends the waiting for rows that somebody has delivered.
@@ -304,8 +319,16 @@ impl Settling {
         let undelivered = &shared.writes.undelivered;
         let away = undelivered.servers();
         if away.is_empty() {
+            self.looks = 0;
             return Ok(());
         }
+        // A look is at all servers, and one that is away takes its time to say so.
+        let now = shared.rt.now();
+        if self.looks > 0 && now < self.next_look {
+            return Ok(());
+        }
+        self.next_look = now + pause(self.looks);
+        self.looks += 1;
         let answers = shared.backend.check().await;
         let is_back = |server: &usize| {
             answers
@@ -330,7 +353,7 @@ async fn retry<S: Source>(shared: &Arc<Shared<S>>, which: impl Fn(&Waiting) -> b
     for mut waiting in shared.writes.take_waiting(which) {
         let stale = waiting.stale.copy();
         let trips = shared.writes.counters.trips(None);
-        // A panic of a store mustn't let go of what it didn't delete.
+        // A panic, as of a listener, mustn't let go of what wasn't deleted.
         let Some(delivered) = unwinding(deliver(shared, stale, &trips)).await else {
             tracing::error!("a flush panicked, and is tried again");
             waiting.attempts += 1;
@@ -357,13 +380,17 @@ async fn relay<S: Source>(shared: &Arc<Shared<S>>, outbox: &dyn Outbox<S::Conn>)
         return Ok(true);
     }
     let mut readable = Vec::new();
+    let mut put_off = Vec::new();
     for row in rows {
         match Stale::of_row(&row.text) {
             Ok(stale) => readable.push((row, stale)),
             Err(error) => {
                 tracing::error!(row = row.id, %error, "a row of the outbox can't be delivered here");
-                let pause = later(shared, &row);
-                answered(shared.rt, outbox.put_off(row.id, &row.text, pause)).await?;
+                put_off.push(PutOff {
+                    id: row.id,
+                    pause: later(shared, &row),
+                    text: row.text,
+                });
             }
         }
     }
@@ -397,9 +424,13 @@ async fn relay<S: Source>(shared: &Arc<Shared<S>>, outbox: &dyn Outbox<S::Conn>)
     }
     answered(shared.rt, outbox.done(&done)).await?;
     let is_all = rest.is_empty();
-    for (row, left) in rest {
-        let pause = later(shared, &row);
-        answered(shared.rt, outbox.put_off(row.id, &left.text(), pause)).await?;
+    put_off.extend(rest.into_iter().map(|(row, left)| PutOff {
+        id: row.id,
+        pause: later(shared, &row),
+        text: left.text(),
+    }));
+    if !put_off.is_empty() {
+        answered(shared.rt, outbox.put_off(&put_off)).await?;
     }
     Ok(is_all)
 }
@@ -471,10 +502,38 @@ async fn watched<T>(turn: impl Future<Output = Result<T>>) -> Result<T> {
     })
 }
 
-fn report<T>(what: &'static str, outcome: Result<T>) -> Option<T> {
-    outcome
-        .inspect_err(|error| tracing::debug!(%error, "{what} couldn't be asked; it is tried again"))
-        .ok()
+/// What the database couldn't be asked for when it last was; each is one task's.
+#[derive(Default)]
+pub(super) struct Outage(Mutex<BTreeSet<&'static str>>);
+
+impl Outage {
+    /// Whether it has just begun, or is just over.
+    fn turns(&self, what: &'static str, fails: bool) -> bool {
+        let mut failing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let was_none = failing.is_empty();
+        match fails {
+            true => failing.insert(what),
+            false => failing.remove(what),
+        };
+        was_none != failing.is_empty()
+    }
+}
+
+/// The answer, if it came. That there is none any more is said once, and once that there is one again: without the register
+/// all reads go past the store.
+fn report<S: Source, T>(shared: &Shared<S>, what: &'static str, answer: Result<T>) -> Option<T> {
+    let turns = shared.writes.outage.turns(what, answer.is_err());
+    match &answer {
+        Ok(_) if turns => tracing::info!("the database can be asked again"),
+        Ok(_) => {}
+        Err(error) if turns => tracing::warn!(
+            %error,
+            "the database can't be asked for {what}; it is tried again, and after some seconds without the register of \
+             generations all reads go past the store"
+        ),
+        Err(error) => tracing::debug!(%error, "the database can't be asked for {what}"),
+    }
+    answer.ok()
 }
 
 /// About this long, so that processes don't come together.

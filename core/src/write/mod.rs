@@ -21,8 +21,8 @@ pub use committed::{CommitError, Committed, Flush, Pending, TransactionError};
 pub use entity::{Entity, FieldBits, FieldSet, LockRow};
 pub use plan::{FlushOn, FlushQuery, LINKED, Linked, Plan, plan};
 pub use store::{
-    Backlog, CommitFailure, Decide, Edit, Generation, Outbox, Purge, Register, Registered, Row,
-    RowId, Savepoint, Transactional,
+    Backlog, CommitFailure, Decide, Edit, Generation, Outbox, Purge, PutOff, Register, Registered,
+    Row, RowId, Savepoint, Transactional,
 };
 pub use tx::Tx;
 

@@ -95,8 +95,9 @@ pub trait Outbox<C: ?Sized>: Register {
     /// Deletes rows; one that isn't there is fine.
     async fn done(&self, ids: &[RowId]) -> Result<()>;
 
-    /// Replaces the text of a row by what is left of it, and makes it due after `pause`. One that isn't there is fine.
-    async fn put_off(&self, id: RowId, text: &str, pause: Duration) -> Result<()>;
+    /// Replaces the texts of rows by what is left of them, and makes each due after its pause, in one short transaction:
+    /// while a server is away there are hundreds. One that isn't there is fine; none is there twice.
+    async fn put_off(&self, rows: &[PutOff]) -> Result<()>;
 
     /// Which of these rows are still there.
     async fn left(&self, ids: &[RowId]) -> Result<Vec<RowId>>;
@@ -137,6 +138,17 @@ pub struct Row {
     pub attempts: u32,
     /// How long ago it was inserted.
     pub age: Duration,
+}
+
+/// A row of the outbox that couldn't be delivered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PutOff {
+    /// Its name.
+    pub id: RowId,
+    /// What is left of it.
+    pub text: String,
+    /// How long from now it is due again.
+    pub pause: Duration,
 }
 
 /// What waits in the outbox.

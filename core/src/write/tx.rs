@@ -7,7 +7,7 @@ use std::panic::Location;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::change::LockId;
+use super::change::{LockId, next_lock};
 use super::committed::{CommitError, Committed, Flush, TransactionError};
 use super::deliver::ask_queries;
 use super::plan::{Images, Touching};
@@ -52,6 +52,8 @@ pub struct Tx<S: Transactional> {
     entities: BTreeSet<&'static str>,
     /// Why it can't be committed.
     refused: Option<Error>,
+    /// The entity whose plans are being asked for keys: afterwards, one of them has panicked.
+    asking: Option<&'static str>,
     /// Whether it was said what changed, or that nothing did.
     said: bool,
     /// As what it commits, once it was checked.
@@ -86,6 +88,7 @@ impl<S: Transactional> Cache<S> {
                 own: Vec::new(),
                 entities: BTreeSet::new(),
                 refused: None,
+                asking: None,
                 said: false,
                 member: None,
                 depth: 0,
@@ -150,6 +153,7 @@ impl<S: Transactional> Tx<S> {
             true => Images::After,
             false => Images::Both,
         };
+        let panicked = self.asking.replace(T::NAME);
         let touched = (writes.plans).touch(
             &change,
             images,
@@ -165,6 +169,7 @@ impl<S: Transactional> Tx<S> {
                 }
             },
         );
+        self.asking = panicked;
         if let Err(error) = touched {
             self.refused.get_or_insert(error);
         }
@@ -191,7 +196,7 @@ impl<S: Transactional> Tx<S> {
     pub async fn lock<T: LockRow<S>>(&mut self, id: &T::Id) -> Result<Option<Before<T>>, S::Error> {
         let row = T::lock(self, id).await?;
         Ok(row.map(|image| {
-            let lock = self.cache.shared.writes.next_lock();
+            let lock = next_lock();
             self.locks.push(lock);
             Before::new(image, lock)
         }))
@@ -275,11 +280,18 @@ impl<S: Transactional> Tx<S> {
 
     /// Everything that can still be refused.
     async fn prepare(&mut self) -> Result<Commit<S>, CommitError<S::Error>> {
-        let prepared = self.check().await;
-        let prepared = match prepared {
-            Ok(()) => self.push().await,
-            Err(error) => Err(error),
-        };
+        let shared = Arc::clone(&self.cache.shared);
+        let (rt, limit) = (shared.rt, shared.writes.commit_timeout);
+        let prepared = rt.timeout(limit, async {
+            self.check().await?;
+            self.push().await
+        });
+        let prepared = prepared.await.unwrap_or_else(|| {
+            Err(Error::new(
+                ErrorKind::Timeout,
+                format!("the database didn't answer within {limit:?}, before the commit; nothing was committed"),
+            ))
+        });
         match (prepared, self.inner.take()) {
             (Ok(ids), Some(inner)) => Ok(Commit {
                 inner,
@@ -291,9 +303,9 @@ impl<S: Transactional> Tx<S> {
             (Err(error), inner) => {
                 self.forget();
                 if let Some(inner) = inner {
-                    let _ = S::rollback(inner).await;
+                    let _ = rt.timeout(limit, S::rollback(inner)).await;
                 }
-                self.cache.shared.writes.counters.refused.add(1);
+                shared.writes.counters.refused.add(1);
                 Err(CommitError::Refused(error))
             }
             (Ok(_), None) => Err(CommitError::Interrupted),
@@ -303,6 +315,11 @@ impl<S: Transactional> Tx<S> {
     async fn check(&mut self) -> Result<()> {
         if let Some(error) = self.refused.take() {
             return Err(error);
+        }
+        if let Some(entity) = self.asking {
+            return Err(self.misused(&format!(
+                "a flush plan of `{entity}` panicked, so that not all of the keys are known that it makes stale"
+            )));
         }
         if self.depth > 0 {
             return Err(self.misused(
@@ -408,21 +425,26 @@ impl<S: Transactional> Commit<S> {
         if shared.without(Mechanism::QueryAfterCommit) {
             ask_queries(shared, &mut stale).await;
         }
-        match S::commit(inner).await {
-            Ok(()) => counters.commits.add(1),
-            Err(CommitFailure::Failed(error)) => {
+        let limit = shared.writes.commit_timeout;
+        let answer = shared.rt.timeout(limit, S::commit(inner)).await;
+        let unknown = match answer {
+            Some(Ok(())) => None,
+            Some(Err(CommitFailure::Failed(error))) => {
                 counters.failed.add(1);
                 own.into_iter().for_each(Own::leave);
                 return Err(CommitError::Failed(error));
             }
-            Err(CommitFailure::Unknown(error)) => {
-                counters.unknown.add(1);
-                // Its rows in the outbox may appear yet, so they are left to the relay.
-                Writes::flush(shared, stale, Vec::new(), cache.tally()).await;
-                Own::settle(own, shared);
-                return Err(CommitError::Unknown(error));
-            }
+            Some(Err(CommitFailure::Unknown(error))) => Some(CommitError::Unknown(Some(error))),
+            None => Some(CommitError::Unknown(None)),
+        };
+        if let Some(unknown) = unknown {
+            counters.unknown.add(1);
+            // Its rows in the outbox may appear yet, so they are left to the relay.
+            Writes::flush(shared, stale, Vec::new(), cache.tally()).await;
+            Own::settle(own, shared);
+            return Err(unknown);
         }
+        counters.commits.add(1);
         let began = shared.rt.now();
         let flush = match early {
             true => Flush::Fresh,

@@ -14,8 +14,9 @@ const MANY: usize = 100_000;
 /// What isn't read from the store by this process.
 #[derive(Debug, Default)]
 pub(crate) struct Undelivered {
-    /// How many things are held, so that readers pass without the lock while there is none.
-    count: AtomicUsize,
+    /// How many keys and data sets are held, and how many servers, so that readers pass without the lock while there is none.
+    flushes: AtomicUsize,
+    servers: AtomicUsize,
     held: RwLock<Held>,
 }
 
@@ -30,9 +31,14 @@ struct Held {
 }
 
 impl Undelivered {
-    /// Whether nothing is held: what every read asks first.
+    /// Whether no key is held, by itself or with its data set: what every read asks first.
     pub(crate) fn is_empty(&self) -> bool {
-        self.count.load(Ordering::Acquire) == 0
+        self.flushes.load(Ordering::Acquire) == 0
+    }
+
+    /// Whether a server is held: what every hit asks first.
+    pub(crate) fn holds_servers(&self) -> bool {
+        self.servers.load(Ordering::Acquire) > 0
     }
 
     /// Whether this key, without its prefix, isn't read.
@@ -49,7 +55,7 @@ impl Undelivered {
 
     /// Whether keys of this server aren't read.
     pub(crate) fn holds_server(&self, server: usize) -> bool {
-        !self.is_empty() && self.read().servers.contains_key(&server)
+        self.holds_servers() && self.read().servers.contains_key(&server)
     }
 
     /// How many more keys can be held one by one.
@@ -136,8 +142,9 @@ impl Undelivered {
     }
 
     fn recount(&self, held: &Held) {
-        let count = held.keys.len() + held.accessors.len() + held.servers.len();
-        self.count.store(count, Ordering::Release);
+        let flushes = held.keys.len() + held.accessors.len();
+        self.flushes.store(flushes, Ordering::Release);
+        self.servers.store(held.servers.len(), Ordering::Release);
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Held> {

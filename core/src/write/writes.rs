@@ -2,15 +2,15 @@
 
 use std::collections::{HashMap, HashSet};
 use std::panic::Location;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use super::change::LockId;
 use super::committed::{Deliver, Flush, Pending};
 use super::deliver::{Delivered, deliver};
+use super::keeper::Outage;
 use super::plan::Plans;
 use super::stale::Stale;
 use super::undelivered::{Hold, Undelivered};
@@ -29,10 +29,11 @@ pub(crate) struct Writes<S: Source> {
     pub(crate) counters: WriteCounters,
     /// Whether a guard that says nothing, or is dropped, is an error.
     pub(crate) strict: bool,
+    /// How long a commit waits for the database.
+    pub(super) commit_timeout: Duration,
+    pub(super) outage: Outage,
     /// Told when a flush begins to wait.
     pub(super) added: Arc<Notify>,
-    /// How many rows were locked.
-    locks: AtomicU64,
     /// Where the transactions that are open were begun, if that matters.
     open: Mutex<Vec<&'static Location<'static>>>,
     waiting: Mutex<Vec<Waiting>>,
@@ -69,6 +70,7 @@ impl<S: Source> Writes<S> {
         plans: Plans<S>,
         outbox: Option<Arc<dyn Outbox<S::Conn>>>,
         strict: bool,
+        commit_timeout: Duration,
     ) -> Self {
         Self {
             plans,
@@ -76,8 +78,9 @@ impl<S: Source> Writes<S> {
             undelivered: Arc::default(),
             counters: WriteCounters::default(),
             strict,
+            commit_timeout,
+            outage: Outage::default(),
             added: Arc::default(),
-            locks: AtomicU64::new(0),
             open: Mutex::default(),
             waiting: Mutex::default(),
             given_up: AtomicBool::new(false),
@@ -264,11 +267,6 @@ impl<S: Source> Writes<S> {
         {
             self.counters.servers_held.add(1);
         }
-    }
-
-    /// Names one more lock.
-    pub(super) fn next_lock(&self) -> LockId {
-        self.locks.fetch_add(1, Ordering::Relaxed)
     }
 
     pub(super) fn opened(&self, place: &'static Location<'static>) {

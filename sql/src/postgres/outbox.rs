@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use larder_core::{
-    Backlog, Decide, Edit, Error, ErrorKind, Outbox, Register, Registered, Result, Row, RowId,
+    Backlog, Decide, Edit, Error, ErrorKind, Outbox, PutOff, Register, Registered, Result, Row,
+    RowId,
 };
 use sqlx::postgres::{PgConnection, PgPool};
 
@@ -157,17 +158,26 @@ impl Outbox<PgConnection> for PgOutbox {
         Ok(())
     }
 
-    async fn put_off(&self, id: RowId, text: &str, pause: Duration) -> Result<()> {
+    async fn put_off(&self, rows: &[PutOff]) -> Result<()> {
+        let ids: Vec<RowId> = rows.iter().map(|row| row.id).collect();
+        let texts: Vec<&str> = rows.iter().map(|row| &*row.text).collect();
+        let pauses: Vec<f64> = rows.iter().map(|row| row.pause.as_secs_f64()).collect();
+        // In order, as they are deleted.
         sqlx::query(
-            "UPDATE larder_outbox SET text = $2, next_at = statement_timestamp() + make_interval(secs => $3) \
-             WHERE id = $1",
+            "WITH known AS MATERIALIZED ( \
+                 SELECT id FROM larder_outbox WHERE id = ANY($1) ORDER BY id FOR UPDATE \
+             ) \
+             UPDATE larder_outbox AS row \
+             SET text = later.text, next_at = statement_timestamp() + make_interval(secs => later.pause) \
+             FROM known JOIN unnest($1::bigint[], $2::text[], $3::float8[]) AS later (id, text, pause) USING (id) \
+             WHERE row.id = known.id",
         )
-        .bind(id)
-        .bind(text)
-        .bind(pause.as_secs_f64())
+        .bind(ids)
+        .bind(texts)
+        .bind(pauses)
         .execute(&self.pool)
         .await
-        .map_err(|error| failed::<Codebook>("putting off a row of larder's outbox", error))?;
+        .map_err(|error| failed::<Codebook>("putting off rows of larder's outbox", error))?;
         Ok(())
     }
 

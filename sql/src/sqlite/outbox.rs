@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use larder_core::{
-    Backlog, Decide, Edit, Error, ErrorKind, Outbox, Register, Registered, Result, Row, RowId,
+    Backlog, Decide, Edit, Error, ErrorKind, Outbox, PutOff, Register, Registered, Result, Row,
+    RowId,
 };
 use sqlx::sqlite::{SqliteConnection, SqlitePool};
 
@@ -69,6 +70,22 @@ impl SqliteOutbox {
         .bind(text)
         .fetch_optional(conn)
         .await
+    }
+
+    async fn try_put_off(&self, rows: &[PutOff]) -> Result<(), sqlx::Error> {
+        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
+        for row in rows {
+            sqlx::query(
+                "UPDATE larder_outbox \
+                 SET text = ?2, next_at = CAST(unixepoch('subsec') * 1000 AS INTEGER) + ?3 WHERE id = ?1",
+            )
+            .bind(row.id)
+            .bind(&*row.text)
+            .bind(millis(row.pause))
+            .execute(&mut *tx)
+            .await?;
+        }
+        tx.commit().await
     }
 
     async fn try_claim(
@@ -172,18 +189,10 @@ impl Outbox<SqliteConnection> for SqliteOutbox {
         Ok(())
     }
 
-    async fn put_off(&self, id: RowId, text: &str, pause: Duration) -> Result<()> {
-        sqlx::query(
-            "UPDATE larder_outbox \
-             SET text = ?2, next_at = CAST(unixepoch('subsec') * 1000 AS INTEGER) + ?3 WHERE id = ?1",
-        )
-        .bind(id)
-        .bind(text)
-        .bind(millis(pause))
-        .execute(&self.writer)
-        .await
-        .map_err(|error| failed::<Codebook>("putting off a row of larder's outbox", error))?;
-        Ok(())
+    async fn put_off(&self, rows: &[PutOff]) -> Result<()> {
+        self.try_put_off(rows)
+            .await
+            .map_err(|error| failed::<Codebook>("putting off rows of larder's outbox", error))
     }
 
     async fn left(&self, ids: &[RowId]) -> Result<Vec<RowId>> {

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use larder_core::conformance::Database as _;
 use larder_core::{
-    CommitFailure, Edit, ErrorKind, Outbox, Register as _, Savepoint, Source as _, Transactional,
+    CommitFailure, Edit, ErrorKind, Outbox, PutOff, Register as _, Savepoint, Source as _,
+    Transactional,
 };
 use larder_harness::postgres::PostgresServer;
 use larder_harness::proxy::Proxy;
@@ -547,7 +548,12 @@ async fn documented_privileges_are_enough() {
     assert!(postgres::has_written(&mut tx).await.unwrap());
     tx.commit().await.unwrap();
     assert_eq!(outbox.claim(1, LONG, LONG).await.unwrap().len(), 1);
-    outbox.put_off(ids[0], "{}", LONG).await.unwrap();
+    let later = PutOff {
+        id: ids[0],
+        text: "{}".to_owned(),
+        pause: LONG,
+    };
+    outbox.put_off(&[later]).await.unwrap();
     outbox.done(&ids).await.unwrap();
     outbox.drop_older(LONG).await.unwrap();
     outbox.backlog().await.unwrap();

@@ -6,7 +6,8 @@ use std::time::Duration;
 use larder_backends::memcached::{Memcached, MemcachedConfig};
 use larder_core::conformance::Database;
 use larder_core::{
-    Cache, Change, CommitError, Flush, LoadError, Rt, Source as _, Transactional, Tx, get,
+    Cache, CacheBuilder, Change, CommitError, Flush, LoadError, Rt, Source as _, Transactional, Tx,
+    get,
 };
 use larder_harness::proxy::Proxy;
 use larder_harness::server::{Listen, MemcachedServer};
@@ -19,6 +20,10 @@ use crate::postgres::{commit_that_waits, run, waiting_commit};
 
 /// A process: a cache on its own pools, and its own connections to memcached.
 async fn process<S: HasNotes>(source: S, server: &MemcachedServer) -> Cache<S> {
+    builder(source, server).build().await.unwrap()
+}
+
+fn builder<S: HasNotes>(source: S, server: &MemcachedServer) -> CacheBuilder<S> {
     let config = MemcachedConfig::new([server.address()]);
     let backend = Memcached::new(config, Rt::new()).unwrap();
     Cache::builder(source)
@@ -26,9 +31,6 @@ async fn process<S: HasNotes>(source: S, server: &MemcachedServer) -> Cache<S> {
         .version("1")
         .strict_writes()
         .register::<NoteById<S>>()
-        .build()
-        .await
-        .unwrap()
 }
 
 async fn read<S: HasNotes>(cache: &Cache<S>) -> String {
@@ -213,6 +215,37 @@ async fn write_of_an_unknown_commit_is_seen() {
     while two.backlog().await.unwrap().unwrap().rows > 0 {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn write_of_a_commit_that_took_too_long_is_seen() {
+    let database = OnPostgres::start().await;
+    let mut holder = database.pool.acquire().await.unwrap();
+    run(&mut holder, NOTES).await;
+    run(&mut holder, &commit_that_waits("UPDATE ON note")).await;
+    let server = MemcachedServer::start(Listen::Unix, &[]);
+    let one = builder(database.source().await, &server).commit_timeout(Duration::from_millis(500));
+    let one = one.build().await.unwrap();
+    let two = process(database.source().await, &server).await;
+    read_from_the_store(&two).await;
+
+    run(&mut holder, "SELECT pg_advisory_lock(7)").await;
+    let error = written(&one, "after").await.commit().await.unwrap_err();
+    assert!(matches!(error, CommitError::Unknown(None)), "{error:?}");
+    assert_eq!(read_from_the_store(&two).await, "before");
+    run(&mut holder, "SELECT pg_advisory_unlock(7)").await;
+    while read(&two).await != "after" {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // Its connection goes on, and isn't in a transaction any more.
+    let open = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in%')";
+    let is_open = || sqlx::query_scalar::<_, bool>(open);
+    while is_open().fetch_one(&database.pool).await.unwrap() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let committed = written(&one, "later").await.commit().await.unwrap();
+    assert!(committed.flush.is_fresh(), "{:?}", committed.flush);
+    assert_eq!(read(&two).await, "later");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -24,6 +24,8 @@ pub(crate) struct Gate {
     replies: Barrier,
     arriving: Barrier,
     deletes: Barrier,
+    closes: Barrier,
+    checked: AtomicU32,
     dawdle: AtomicU32,
     after_fill: Mutex<Option<BoxFuture>>,
 }
@@ -81,6 +83,8 @@ impl Gate {
             replies: Barrier::new(),
             arriving: Barrier::new(),
             deletes: Barrier::new(),
+            closes: Barrier::new(),
+            checked: AtomicU32::new(0),
             dawdle: AtomicU32::new(0),
             after_fill: Mutex::default(),
         })
@@ -124,6 +128,16 @@ impl Gate {
     /// Deletes that were executed wait here with their answers.
     pub(crate) fn answered_deletes(&self) -> &Barrier {
         &self.deletes
+    }
+
+    /// Its end waits here, while it still answers.
+    pub(crate) fn closes(&self) -> &Barrier {
+        &self.closes
+    }
+
+    /// How often it was asked for its state.
+    pub(crate) fn checked(&self) -> u32 {
+        self.checked.load(Ordering::Relaxed)
     }
 
     /// From now on every request and every answer is on its way for up to this many turns of the scheduler.
@@ -245,6 +259,7 @@ impl Backend for Gate {
     }
 
     async fn check(&self) -> Vec<ServerCheck> {
+        self.checked.fetch_add(1, Ordering::Relaxed);
         let mut answers = self.inner.check().await;
         if self.down.load(Ordering::Relaxed) {
             for check in &mut answers {
@@ -255,6 +270,7 @@ impl Backend for Gate {
     }
 
     async fn close(&self, deadline: Duration) {
+        self.closes.pass().await;
         self.inner.close(deadline).await;
     }
 

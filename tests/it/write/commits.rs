@@ -1,15 +1,19 @@
 //! What a commit does, by itself and beside others: what is flushed, when, and under which keys.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use larder_core::{Change, CommitError, Direct, Mechanism, get};
+use larder_core::{Change, CommitError, Direct, FieldBits, Mechanism, get};
 use tokio::runtime::Runtime;
+use tokio::time::timeout;
 
 use super::ledger::Broken;
 use super::office::{
-    ON, Office, Process, Stream, User, UserByEmail, UserById, Without, ada, fresh, pending, quiet,
-    shows,
+    ON, Office, Process, Stream, User, UserByEmail, UserById, Without, ada, data_set, fresh,
+    pending, quiet, shows,
 };
+
+const MINUTE: Duration = Duration::from_secs(60);
 
 /// A reader comes between the flush and the commit if the flush doesn't follow.
 #[tokio::test(start_paused = true)]
@@ -152,6 +156,60 @@ async fn an_image_that_another_transaction_locked_is_refused() {
         "{refused}"
     );
     assert_eq!(process.name_of("b@office").await, "Ada", "who lives there");
+}
+
+/// Two caches of one process may have locked as many rows.
+#[tokio::test(start_paused = true)]
+async fn an_image_that_another_cache_locked_is_refused() {
+    let office = Office::new(ON);
+    let (one, other) = (office.process().await, office.process().await);
+    let mut first = other.begin().await.unwrap();
+    let before = first.lock::<User>(&7).await.unwrap().unwrap();
+    first.rollback().await.unwrap();
+    let mut tx = one.begin().await.unwrap();
+    tx.lock::<Stream>(&5).await.unwrap().unwrap();
+    let after = User {
+        name: "Grace".to_owned(),
+        ..ada()
+    };
+    tx.changed(Change::update(&before, &after));
+    let refused = tx.commit().await.unwrap_err();
+    assert!(
+        refused.to_string().contains("lock the row again"),
+        "{refused}"
+    );
+}
+
+data_set!(
+    /// One whose plan panics.
+    Fragile = "fragile": u64 => String;
+    |plan| plan.entity(FieldBits::ALL, |stream: &Stream| {
+        assert_ne!(stream.name, "broken");
+        [stream.id]
+    });
+    |conn, id| conn.find::<Stream>(*id).map(|stream| stream.name)
+);
+
+/// Some of the keys of the change aren't known.
+#[tokio::test(start_paused = true)]
+async fn a_plan_that_panics_refuses_the_commit() {
+    let office = Office::new(ON);
+    let process = office.build(|builder| builder.register::<Fragile>()).await;
+    let mut tx = process.begin().await.unwrap();
+    let broken = Stream {
+        id: 9,
+        name: "broken".to_owned(),
+    };
+    tx.put(&broken).await.unwrap();
+    let changed = AssertUnwindSafe(|| tx.changed(Change::create(&broken)));
+    catch_unwind(changed).unwrap_err();
+    tx.changed(Change::create(&Stream {
+        id: 10,
+        name: "whole".to_owned(),
+    }));
+    let refused = tx.commit().await.unwrap_err();
+    assert!(matches!(refused, CommitError::Refused(_)), "{refused}");
+    assert!(refused.to_string().contains("`stream`"), "{refused}");
 }
 
 /// PostgreSQL gives up the locks of what is undone; and what was read there may have been undone too.
@@ -389,6 +447,20 @@ async fn a_guard_reads_past_the_cache_and_fills_nothing() {
     );
     tx.rollback().await.unwrap();
     assert_eq!(seen(&process).await, ["Ada", "Ada"]);
+}
+
+/// The way to the database takes what is sent, and answers nothing: nothing was committed yet.
+#[tokio::test(start_paused = true)]
+async fn a_database_that_hangs_before_the_commit_refuses_it_in_time() {
+    let office = Office::new(ON);
+    let (process, other) = (office.process().await, office.process().await);
+    process.line.pushes().close();
+    let refused = timeout(5 * MINUTE, process.rename("Grace")).await;
+    let refused = refused.expect("in time").unwrap_err();
+    assert!(matches!(refused, CommitError::Refused(_)), "{refused}");
+    let next = timeout(MINUTE, other.rename("Hedy")).await;
+    fresh(next.expect("its locks are free"));
+    assert_eq!(other.name().await, "Hedy");
 }
 
 /// The commit goes on when its caller has left, and so does its flush.

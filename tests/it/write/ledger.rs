@@ -14,7 +14,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use larder_core::{
     Backlog, Cache, CommitFailure, Decide, Edit, Entity, Error, ErrorKind, Generation, Outbox,
-    Purge, Register, Registered, Result, Row, RowId, Savepoint, Source, Transactional,
+    Purge, PutOff, Register, Registered, Result, Row, RowId, Savepoint, Source, Transactional,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -31,6 +31,8 @@ struct Inner {
     tables: Mutex<Tables>,
     /// Told when a transaction has ended.
     ended: Notify,
+    /// Held by whoever edits the register.
+    editing: Arc<tokio::sync::Mutex<()>>,
     next: AtomicU64,
     /// Commits wait here before they are executed.
     arriving: Barrier,
@@ -66,6 +68,8 @@ enum Fate {
     Failed,
     /// Its answer is lost, and it is executed later.
     Unknown,
+    /// Its answer never comes, and it is executed later.
+    Silent,
 }
 
 #[derive(Clone)]
@@ -117,6 +121,8 @@ struct Line {
     cut: AtomicBool,
     loads: Barrier,
     looks: Barrier,
+    edits: Barrier,
+    pushes: Barrier,
     counts: Barrier,
     loaded: AtomicUsize,
     /// The cache of the process, for loaders that read through it. Neither ends before the test.
@@ -150,6 +156,7 @@ impl Database {
         Self(Arc::new(Inner {
             tables: Mutex::default(),
             ended: Notify::new(),
+            editing: Arc::default(),
             next: AtomicU64::new(1),
             arriving: Barrier::new(),
             foreign_key: AtomicBool::new(true),
@@ -166,6 +173,8 @@ impl Database {
                 cut: AtomicBool::new(false),
                 loads: Barrier::new(),
                 looks: Barrier::new(),
+                edits: Barrier::new(),
+                pushes: Barrier::new(),
                 counts: Barrier::new(),
                 loaded: AtomicUsize::new(0),
                 cache: OnceLock::new(),
@@ -191,6 +200,11 @@ impl Database {
     /// The connection of the next commit is lost; what it commits waits for [`Database::land`].
     pub(super) fn lose_next_commit(&self) {
         self.tables().next_commit = Fate::Unknown;
+    }
+
+    /// The connection of the next commit is cut without a word; what it commits waits for [`Database::land`].
+    pub(super) fn silence_next_commit(&self) {
+        self.tables().next_commit = Fate::Silent;
     }
 
     /// Executes the commits whose answers were lost.
@@ -288,6 +302,16 @@ impl Ledger {
     /// Questions to the register wait here before they are executed.
     pub(super) fn looks(&self) -> &Barrier {
         &self.line.looks
+    }
+
+    /// Edits of the register wait here before they are committed, alone; they are even if nobody waits for that any more.
+    pub(super) fn edits(&self) -> &Barrier {
+        &self.line.edits
+    }
+
+    /// Inserts into the outbox wait here before they are executed.
+    pub(super) fn pushes(&self) -> &Barrier {
+        &self.line.pushes
     }
 
     /// Counts of the outbox wait here before they are executed.
@@ -464,6 +488,10 @@ impl Transactional for Ledger {
                 database.tables().limbo.push(changes);
                 return Err(CommitFailure::Unknown(Broken("the answer was lost")));
             }
+            Fate::Silent => {
+                database.tables().limbo.push(changes);
+                std::future::pending::<()>().await;
+            }
         }
         Ok(())
     }
@@ -506,53 +534,20 @@ impl Register for Ledger {
     }
 
     async fn edit(&self, decide: Decide<'_>) -> Result<()> {
-        let mut tables = self.tables()?;
+        let editing = Arc::clone(&self.database.0.editing).lock_owned().await;
         let now = Instant::now();
-        for edit in decide(&tables.registered())? {
-            match edit {
-                Edit::Mint {
-                    id,
-                    version,
-                    pool,
-                    holder,
-                    manifest,
-                    ttl,
-                } => {
-                    let registration = Registration {
-                        version,
-                        pool,
-                        holder,
-                        manifest,
-                        registered: now,
-                        renewed: now,
-                        ended: false,
-                        until: now + ttl,
-                    };
-                    tables.generations.insert(id, registration);
-                }
-                Edit::End { id } => {
-                    if let Some(known) = tables.generations.get_mut(&id) {
-                        known.until = now;
-                        known.ended = true;
-                    }
-                }
-                Edit::Delete { id } => {
-                    let is_held = tables.referred.iter().any(|(_, held)| *held == id);
-                    match tables.generations.get_mut(&id) {
-                        Some(held) if is_held && self.database.has_foreign_key() => {
-                            held.until = now;
-                            held.ended = true;
-                        }
-                        _ => drop(tables.generations.remove(&id)),
-                    }
-                }
-                Edit::Purge { accessor, epoch } => {
-                    let former = tables.purges.remove(&accessor).map(|(epoch, ..)| epoch);
-                    tables.purges.insert(accessor, (epoch, former, now));
-                }
-                edit => panic!("what is {edit:?}?"),
+        let edits = decide(&self.tables()?.registered())?;
+        let ledger = self.clone();
+        let commit = tokio::spawn(async move {
+            ledger.line.edits.pass().await;
+            let database = &ledger.database;
+            let mut tables = database.tables();
+            for edit in edits {
+                tables.apply(edit, now, database.has_foreign_key());
             }
-        }
+            drop(editing);
+        });
+        commit.await.expect("edits don't panic");
         Ok(())
     }
 
@@ -572,6 +567,52 @@ impl Register for Ledger {
 }
 
 impl Tables {
+    fn apply(&mut self, edit: Edit, now: Instant, has_foreign_key: bool) {
+        match edit {
+            Edit::Mint {
+                id,
+                version,
+                pool,
+                holder,
+                manifest,
+                ttl,
+            } => {
+                let registration = Registration {
+                    version,
+                    pool,
+                    holder,
+                    manifest,
+                    registered: now,
+                    renewed: now,
+                    ended: false,
+                    until: now + ttl,
+                };
+                self.generations.insert(id, registration);
+            }
+            Edit::End { id } => {
+                if let Some(known) = self.generations.get_mut(&id) {
+                    known.until = now;
+                    known.ended = true;
+                }
+            }
+            Edit::Delete { id } => {
+                let is_held = self.referred.iter().any(|(_, held)| *held == id);
+                match self.generations.get_mut(&id) {
+                    Some(held) if is_held && has_foreign_key => {
+                        held.until = now;
+                        held.ended = true;
+                    }
+                    _ => drop(self.generations.remove(&id)),
+                }
+            }
+            Edit::Purge { accessor, epoch } => {
+                let former = self.purges.remove(&accessor).map(|(epoch, ..)| epoch);
+                self.purges.insert(accessor, (epoch, former, now));
+            }
+            edit => panic!("what is {edit:?}?"),
+        }
+    }
+
     fn registered(&self) -> Registered {
         let now = Instant::now();
         let generation = |(id, known): (&String, &Registration)| Generation {
@@ -615,6 +656,7 @@ impl Outbox<Conn> for Ledger {
         grace: Duration,
     ) -> Result<Vec<RowId>> {
         let refuse = |problem: &str| Err(Error::new(ErrorKind::Unavailable, problem));
+        self.line.pushes.pass().await;
         let mut tables = self.tables()?;
         let Some(changes) = &mut conn.changes else {
             return refuse(NO_TRANSACTION.0);
@@ -676,10 +718,13 @@ impl Outbox<Conn> for Ledger {
         Ok(())
     }
 
-    async fn put_off(&self, id: RowId, text: &str, pause: Duration) -> Result<()> {
-        if let Some(row) = self.tables()?.outbox.get_mut(&id) {
-            row.text = text.to_owned();
-            row.due = Instant::now() + pause;
+    async fn put_off(&self, rows: &[PutOff]) -> Result<()> {
+        let mut tables = self.tables()?;
+        for PutOff { id, text, pause } in rows {
+            if let Some(row) = tables.outbox.get_mut(id) {
+                row.text.clone_from(text);
+                row.due = Instant::now() + *pause;
+            }
         }
         Ok(())
     }

@@ -28,6 +28,7 @@
 mod commits;
 mod ledger;
 mod ledger_conforms;
+mod log;
 mod office;
 mod outages;
 mod outbox;

@@ -7,6 +7,7 @@ use larder_core::{
     Change, CommitError, Edit, FlushQuery, Mechanism, Register as _, Registered, get,
 };
 use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
 
 use super::ledger::{Broken, Conn};
 use super::office::{
@@ -100,6 +101,25 @@ async fn an_unknown_commit_is_flushed_when_it_lands() {
 }
 
 /// A row was written before a generation was registered that has filled what it makes stale.
+/// The connection is cut without a word: neither the writer nor `close` waits until TCP has noticed.
+#[tokio::test(start_paused = true)]
+async fn a_commit_that_is_never_answered_is_unknown_in_time() {
+    let office = Office::new(ON);
+    let (writer, reader) = (office.process().await, office.process().await);
+    reader.name().await;
+    office.database.silence_next_commit();
+    let unknown = timeout(Duration::from_secs(300), writer.rename("Grace")).await;
+    let unknown = unknown.expect("in time");
+    assert!(
+        matches!(unknown, Err(CommitError::Unknown(_))),
+        "{unknown:?}"
+    );
+    assert_eq!(reader.name().await, "Ada");
+    office.database.land();
+    tokio::time::sleep(RELAYED).await;
+    assert_eq!(reader.name().await, "Grace");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_row_is_delivered_to_the_generations_of_its_delivery() {
     async fn schedule(without: Without) -> String {

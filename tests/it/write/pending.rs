@@ -132,6 +132,20 @@ async fn after_an_outage_only_what_waits_in_the_outbox_is_not_read() {
     assert_eq!(reader.name().await, "Grace");
 }
 
+/// To ask a server that is away takes a connection's time, of all servers together.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_is_away_for_long_is_not_asked_over_and_over() {
+    let (office, gate) = gated(ON);
+    let process = office.process().await;
+    gate.set_down(true);
+    process.name().await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(gate.checked() < 30, "{}", gate.checked());
+    gate.set_down(false);
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert!(process.stats().writes.held_servers.is_empty());
+}
+
 /// Reads degrade, and writes don't wait for a server that is known to be away.
 #[tokio::test(start_paused = true)]
 async fn while_a_server_is_away_reads_load_and_flushes_are_pending() {
@@ -334,6 +348,20 @@ async fn a_retry_that_panics_lets_nothing_go() {
     assert_eq!(process.name().await, "Grace");
     gate.set_panicking_at_deletes(false);
     gate.set_deaf_to_deletes(false);
+    assert!(pending.delivered().await);
+    assert_eq!(process.name().await, "Grace");
+}
+
+/// The first attempt isn't another thing.
+#[tokio::test(start_paused = true)]
+async fn a_flush_that_panics_is_held_and_tried_again() {
+    let (office, gate) = gated(ON);
+    let process = bounded(&office).await;
+    process.name().await;
+    gate.set_panicking_at_deletes(true);
+    let pending = pending(process.rename("Grace").await);
+    assert_eq!(process.name().await, "Grace");
+    gate.set_panicking_at_deletes(false);
     assert!(pending.delivered().await);
     assert_eq!(process.name().await, "Grace");
 }

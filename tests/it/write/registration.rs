@@ -2,10 +2,14 @@
 
 use std::time::Duration;
 
-use larder_core::{Change, CommitError, Mechanism};
+use larder_core::{CacheBuilder, Change, CommitError, LoadError, Mechanism, get};
+use tracing::Level;
 
+use super::log::Log;
 use super::office::{ON, Office, User, UserById, Without, ada, fresh, pending, quiet, shows};
 use super::versions::{Card, CardWithName, text};
+use crate::read::gate::Gate;
+use crate::read::shelf::{HOUR, memory};
 
 /// Longer than a registration.
 const OVER: Duration = Duration::from_secs(70);
@@ -184,9 +188,8 @@ async fn asleep_in_the_commit(foreign_key: bool) -> String {
     if !foreign_key {
         office.database.drop_foreign_key();
     }
-    let writer = office
-        .build(|b| b.register::<UserById>().version("1"))
-        .await;
+    let build = |b: CacheBuilder<_>| b.register::<UserById>().version("1").commit_timeout(HOUR);
+    let writer = office.build(build).await;
     office.database.arriving_commits().close();
     let rename = tokio::spawn({
         let writer = writer.clone();
@@ -298,4 +301,47 @@ async fn an_outbox_that_is_slow_to_count_costs_no_hits() {
         process.name().await;
     }
     assert_eq!(process.line.loaded(), loaded);
+}
+
+/// The registration is over, and whoever waited for that writes, before the store is gone.
+#[tokio::test(start_paused = true)]
+async fn a_private_store_is_not_read_once_its_registration_is_over() {
+    let office = Office::new(ON);
+    let gate = Gate::new(memory());
+    let leaving = office.on(&gate).process().await;
+    leaving.name().await;
+    gate.closes().close();
+    let closing = tokio::spawn({
+        let leaving = leaving.clone();
+        async move { leaving.close(Duration::from_secs(5)).await }
+    });
+    gate.closes().arrived().await;
+    let next = office.privately().process().await;
+    fresh(next.rename("Grace").await);
+    let read = get::<UserById>(&leaving.cache, &7).await;
+    assert!(matches!(read, Err(LoadError::Closed { .. })), "{read:?}");
+    gate.closes().open();
+    closing.await.unwrap();
+}
+
+/// Without the database all reads load, and the log says so: once, and once when it is over.
+#[tokio::test(start_paused = true)]
+async fn a_database_that_is_away_is_warned_of_once() {
+    let office = Office::new(ON);
+    let process = office.process().await;
+    let (log, _guard) = Log::listen();
+    let said = || {
+        [
+            log.count(Level::WARN, "the database can't be asked"),
+            log.count(Level::INFO, "the database can be asked again"),
+        ]
+    };
+    for outage in 1..=2 {
+        process.line.cut(true);
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        assert_eq!(said(), [outage, outage - 1]);
+        process.line.cut(false);
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        assert_eq!(said(), [outage, outage]);
+    }
 }

@@ -8,8 +8,10 @@ use larder_core::{
     Rows, get,
 };
 use serde::{Deserialize, Serialize};
+use tracing::Level;
 
 use super::ledger::{Broken, Conn, Ledger};
+use super::log::Log;
 use super::office::{
     ON, Office, Process, User, UserById, UserField, Without, data_set, everything, fresh, pending,
     shows,
@@ -401,6 +403,49 @@ async fn a_slow_look_at_the_register_does_not_shorten_the_wait() {
         "Ada".into(),
     )
     .await;
+}
+
+/// A generation is as old as its row, which nobody sees before that is committed: the first who does waits all the same.
+#[tokio::test(start_paused = true)]
+async fn a_registration_that_is_slow_to_commit_does_not_shorten_the_wait() {
+    for slow in [20, 50, 58].map(Duration::from_secs) {
+        let office = Office::new(ON);
+        let writer = office.version("1").await;
+        let line = office.database.line();
+        line.edits().close();
+        let first = office.build_on(line.clone(), |b| everything(b).version("2"));
+        assert!(first.await.is_err(), "it waits no longer");
+        tokio::time::sleep(slow - Duration::from_secs(10)).await;
+        writer.line.cut(true);
+        line.edits().open();
+        let new = office.version("2").await;
+        new.name().await;
+        writer.line.cut(false);
+        fresh(writer.rename("Grace").await);
+        tokio::time::sleep(ACTIVE).await;
+        assert_eq!(new.name().await, "Grace", "{slow:?}");
+    }
+}
+
+/// Each costs every write an exchange.
+#[tokio::test(start_paused = true)]
+async fn more_than_three_live_generations_are_warned_of() {
+    let office = Office::new(ON);
+    let (log, _guard) = Log::listen();
+    let warned = async || {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        log.count(Level::WARN, "many generations are live")
+    };
+    let mut processes = Vec::new();
+    for version in ["1", "2", "3"] {
+        processes.push(office.version(version).await);
+    }
+    assert_eq!(warned().await, 0);
+    processes.push(office.version("4").await);
+    assert_eq!(warned().await, 4, "each process says it");
+    assert_eq!(warned().await, 4, "once");
+    processes.push(office.version("5").await);
+    assert_eq!(warned().await, 9, "and again if there are more");
 }
 
 /// Two configurations of the pool are two generations, and a writer flushes both pools.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use larder::{Backlog, Decide, Outbox, Register, Registered, Row, RowId};
+use larder::{Backlog, Decide, Outbox, PutOff, Register, Registered, Row, RowId};
 use larder_sqlx::{PgOutbox, SqliteOutbox};
 
 use super::Conn;
@@ -65,8 +65,8 @@ impl Outbox<Conn> for EitherOutbox {
         either!(self, outbox => outbox.done(ids))
     }
 
-    async fn put_off(&self, id: RowId, text: &str, pause: Duration) -> larder::Result<()> {
-        either!(self, outbox => outbox.put_off(id, text, pause))
+    async fn put_off(&self, rows: &[PutOff]) -> larder::Result<()> {
+        either!(self, outbox => outbox.put_off(rows))
     }
 
     async fn left(&self, ids: &[RowId]) -> larder::Result<Vec<RowId>> {

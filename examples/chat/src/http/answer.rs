@@ -256,7 +256,9 @@ mod tests {
         let timed_out = || sqlx::Error::PoolTimedOut;
         check(commit(CommitError::Failed(timed_out())), busy, Some("1"));
         // Whoever is told to come back would do it twice.
-        check(commit(CommitError::Unknown(timed_out())), broken, None);
+        for unknown in [Some(timed_out()), None] {
+            check(commit(CommitError::Unknown(unknown)), broken, None);
+        }
         let refused = |kind| commit(CommitError::Refused(larder::Error::new(kind, "no")));
         check(refused(ErrorKind::Unavailable), busy, Some("1"));
         check(refused(ErrorKind::Config), broken, None);
