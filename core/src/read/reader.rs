@@ -1,5 +1,7 @@
 //! Who asks, and so which way a read goes.
 
+use std::sync::Arc;
+
 use super::{Cache, DeployTier, NoTier, RequestTier, Source};
 
 /// Who asks: the cache, a request, the application's own state, or a connection past the cache.
@@ -95,6 +97,21 @@ impl<'a, S: Source> Reader<'a, S> for &'a Cache<S> {
     }
 }
 
+/// A reader that is shared, as the state of a web service often is.
+impl<'a, S: Source, T: Sync + Send> Reader<'a, S> for &'a Arc<T>
+where
+    &'a T: Reader<'a, S>,
+{
+    fn route(self) -> Route<'a, S> {
+        (**self).route()
+    }
+}
+
+impl<'a, S: Source, T: Sync + Send> ScopedReader<'a, S> for &'a Arc<T> where
+    &'a T: ScopedReader<'a, S>
+{
+}
+
 /// Who holds a cache, and so can flush by hand: the cache itself, a request, the application's own state.
 ///
 /// What a request holds is the cache as the request reads through it, so that a flush is seen by the request at once.
@@ -126,6 +143,12 @@ pub trait HasCache<S: Source>: Sync {
 impl<S: Source> HasCache<S> for Cache<S> {
     fn cache(&self) -> &Self {
         self
+    }
+}
+
+impl<S: Source, T: HasCache<S> + Send> HasCache<S> for Arc<T> {
+    fn cache(&self) -> &Cache<S> {
+        (**self).cache()
     }
 }
 

@@ -89,6 +89,9 @@ async fn state_that_holds_a_cache_or_a_request_reads() {
     map_of(&app, 7).await.unwrap();
     map_of::warm(&app, [8]).await.unwrap();
     map_of(&Wrapper(cache.clone()), 8).await.unwrap();
+    let shared = Arc::new(app);
+    map_of(&shared, 8).await.unwrap();
+    map_of::warm(&shared, [8]).await.unwrap();
     assert_eq!(town.loads().len(), 2);
 
     let visit = Visit {
