@@ -32,3 +32,8 @@ pub use larder_tiers::NoRequest;
 pub use larder_tiers::{Request, Tiers, TiersConfig};
 #[cfg(feature = "tower")]
 pub use larder_tiers::{RequestFuture, RequestLayer, RequestService};
+
+/// The examples of the page on attributes run.
+#[cfg(all(doctest, feature = "macros", feature = "memory"))]
+#[doc = include_str!("../docs/attributes.md")]
+enum Attributes {}

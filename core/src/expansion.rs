@@ -3,6 +3,8 @@
 use std::borrow::Borrow;
 use std::hash::Hash;
 
+#[cfg(feature = "axum")]
+pub use axum_core::extract::FromRef;
 use indexmap::IndexMap;
 pub use linkme;
 pub use std::marker::PhantomData;
@@ -35,6 +37,12 @@ impl<T, E> Outcome for Result<T, E> {
 }
 
 /// What a declaration of `flush_on` answers: a key, or several.
+#[diagnostic::on_unimplemented(
+    message = "`flush_on` answers `{Self}`, and this accessor's keys are `{K}`",
+    label = "isn't a key of this accessor, nor several",
+    note = "a key is the tuple of the function's arguments in their order, owned, without those that are skipped: answer \
+            one, or an array, a `Vec` or an `Option` of them"
+)]
 pub trait IntoKeys<K> {
     /// All of them.
     type Keys: Iterator<Item = K>;

@@ -144,7 +144,7 @@ impl<'a> Entity<'a> {
     fn field_set(&self) -> TokenStream {
         let (entity, visibility) = (&self.input.ident, &self.input.vis);
         let field_type = self.field_type();
-        let doc = format!("What of a [`{entity}`] can change.");
+        let doc = format!(" What of a [`{entity}`] can change.");
         let variants: Vec<Ident> = self.watched().map(|field| camel_case(field.name)).collect();
         let docs = self.watched().map(|field| field.doc(entity));
         let names = self.watched().map(|field| field.name.unraw().to_string());
@@ -278,8 +278,8 @@ impl<'a> EntityField<'a> {
         let name = self.name.unraw();
         match self.field.vis {
             // A link to what is private would be a broken one.
-            Visibility::Inherited => format!("`{name}`"),
-            _ => format!("[`{entity}::{name}`]"),
+            Visibility::Inherited => format!(" `{name}`"),
+            _ => format!(" [`{entity}::{name}`]"),
         }
     }
 

@@ -26,6 +26,11 @@ impl Problems {
         result.map_err(|error| self.add(error)).ok()
     }
 
+    /// Whether nothing is wrong so far.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+
     /// What the compiler shows of them.
     pub(crate) fn shown(self) -> Option<TokenStream> {
         self.0.map(Error::into_compile_error)

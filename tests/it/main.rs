@@ -1,5 +1,6 @@
 //! What needs several crates, or real servers: one binary.
 
+mod attributes;
 mod consistency;
 mod guide;
 mod memcached;

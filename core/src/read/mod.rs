@@ -20,6 +20,8 @@ mod listener;
 mod load;
 mod memo;
 mod reader;
+#[cfg(feature = "axum")]
+mod response;
 mod scope;
 mod source;
 mod tier;

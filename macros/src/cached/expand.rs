@@ -3,7 +3,7 @@
 use proc_macro2::{Ident, Span, TokenStream};
 use quote::{ToTokens as _, quote, quote_spanned};
 use syn::spanned::Spanned as _;
-use syn::{Attribute, Type};
+use syn::{Attribute, Meta, Type};
 
 use super::options::{Options, Tier, Told};
 use super::signature::{Argument, Function, Loader};
@@ -45,9 +45,15 @@ pub(super) fn stub(function: &Function) -> TokenStream {
         body,
     } = function;
     let name = &signature.ident;
+    // In an `impl` block there is no place for it.
+    let companion = signature.receiver().is_none().then(|| {
+        quote! {
+            #[allow(non_camel_case_types, dead_code, missing_docs, missing_debug_implementations)]
+            #visibility enum #name {}
+        }
+    });
     quote! {
-        #[allow(non_camel_case_types, dead_code, missing_docs, missing_debug_implementations)]
-        #visibility enum #name {}
+        #companion
         #(#attributes)*
         #[allow(dead_code)]
         #visibility #signature #body
@@ -93,7 +99,7 @@ impl Accessor<'_> {
         let (name, visibility) = (&loader.name, &self.function.visibility);
         let configured = self.configured();
         let doc = format!(
-            "The data set behind [`{name}`](fn@{name}), whose keys are `{}`.",
+            " The data set behind [`{name}`](fn@{name}), whose keys are `{}`.",
             template.text.value()
         );
         ours! {
@@ -397,7 +403,7 @@ impl Accessor<'_> {
             signature,
             ..
         } = function;
-        let attributes = attributes.iter().filter_map(for_callers);
+        let attributes = attributes.iter().map(for_callers);
         let (asyncness, fn_token, name) = (&signature.asyncness, &signature.fn_token, &loader.name);
         let (reader, parameters) = (self.reader(), self.parameters(true, &self.ids()));
         let error = self.error();
@@ -442,7 +448,7 @@ impl Accessor<'_> {
             self.reads_one(
                 "one",
                 "get",
-                "The value of one id, whose entry is the same as when it is asked for among others.",
+                " The value of one id, whose entry is the same as when it is asked for among others.",
             )
         });
         let changing = (options.tier() != Some(Tier::Deploy)).then(|| {
@@ -450,12 +456,12 @@ impl Accessor<'_> {
             let uncached = self.reads_one(
                 "uncached",
                 "uncached",
-                "The value as the source has it now; neither the store nor a tier is asked or filled.",
+                " The value as the source has it now; neither the store nor a tier is asked or filled.",
             );
             let refresh = self.reads_one(
                 "refresh",
                 "refresh",
-                "Loads the value again, and stores it in place of the one that is there.",
+                " Loads the value again, and stores it in place of the one that is there.",
             );
             ours!(#flush #uncached #refresh)
         });
@@ -473,8 +479,12 @@ impl Accessor<'_> {
                 }
             }
         });
+        let lints = self.function.attributes.iter();
+        let lints = lints
+            .filter(|attribute| is_lint(attribute))
+            .map(for_callers);
         ours! {
-            #[allow(dead_code)]
+            #(#lints)*
             impl #name {
                 #key
                 #one
@@ -499,7 +509,7 @@ impl Accessor<'_> {
         let id = self.loader.id.as_ref();
         let id = id.map(|id| ours!(id: impl ::core::borrow::Borrow<#id>));
         let parameters = self.parameters(false, &id);
-        let key = self.key_of_one(false);
+        let key = (!self.loader.arguments.is_empty()).then(|| self.key_of_one(false));
         ours! {
             /// The key of these arguments.
             #[must_use]
@@ -526,7 +536,7 @@ impl Accessor<'_> {
             (Some(_), _) => ("entries of these ids", self.keys_of_ids(false)),
         };
         let doc = format!(
-            "Deletes the {whose}: call it after a write was committed, where no transaction says what it changed."
+            " Deletes the {whose}: call it after a write was committed, where no transaction says what it changed."
         );
         ours! {
             #[doc = #doc]
@@ -738,7 +748,13 @@ fn is_lint(attribute: &Attribute) -> bool {
     lints.iter().any(|lint| attribute.path().is_ident(lint))
 }
 
-/// An attribute as the function that callers see has it: what is expected of the body isn't of that one.
-fn for_callers(attribute: &Attribute) -> Option<TokenStream> {
-    (!attribute.path().is_ident("expect")).then(|| attribute.to_token_stream())
+/// An attribute as the function that callers see has it: what is expected of the body needn't be so there.
+fn for_callers(attribute: &Attribute) -> TokenStream {
+    match &attribute.meta {
+        Meta::List(list) if list.path.is_ident("expect") => {
+            let lints = &list.tokens;
+            ours!(#[allow(#lints)])
+        }
+        _ => attribute.to_token_stream(),
+    }
 }

@@ -259,7 +259,10 @@ impl Written<'_> {
         if inside.is_empty() {
             return Err(self.misspelt(self.option.span()));
         }
-        all.extend(Punctuated::<T, Token![,]>::parse_terminated(&inside)?);
+        let listed = Punctuated::<T, Token![,]>::parse_terminated(&inside);
+        // What is left of a mistake isn't another one.
+        inside.parse::<TokenStream>()?;
+        all.extend(listed?);
         Ok(())
     }
 

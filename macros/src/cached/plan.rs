@@ -89,6 +89,12 @@ impl Fields {
         }
         let inside;
         braced!(inside in input);
+        let fields = Self::parse_inside(&inside);
+        inside.parse::<TokenStream>()?;
+        fields
+    }
+
+    fn parse_inside(inside: ParseStream<'_>) -> Result<Self> {
         if inside.peek(Token![..]) {
             inside.parse::<Token![..]>()?;
             return match inside.is_empty() {
@@ -96,10 +102,9 @@ impl Fields {
                 false => Err(inside.error("`..` is every field: leave the others out")),
             };
         }
-        let fields =
-            Punctuated::<Ident, Token![,]>::parse_terminated(&inside).map_err(|error| {
-                Error::new(error.span(), "fields are names, or `..` for any of them")
-            })?;
+        let fields = Punctuated::<Ident, Token![,]>::parse_terminated(inside).map_err(|error| {
+            Error::new(error.span(), "fields are names, or `..` for any of them")
+        })?;
         Ok(Self::These(fields.into_iter().collect()))
     }
 
@@ -174,6 +179,7 @@ impl Watch {
         let span = Span::mixed_site().located_at(entity.span());
         match &self.keys {
             Keys::Of(of) => {
+                let span = span.located_at(of.span());
                 let method = Ident::new(
                     match self.existing {
                         Some(_) => "existing",

@@ -3,6 +3,8 @@
 //! The cases are what this package is for: `tests/fail` doesn't compile, and the message beside each says what to write
 //! instead; `tests/pass` is that.
 
+pub mod forms;
+
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;

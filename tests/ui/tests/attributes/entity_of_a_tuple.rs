@@ -1,0 +1,8 @@
+//! Columns have names.
+
+#![allow(unused)]
+
+#[derive(larder::Entity)]
+struct User(u64, String);
+
+fn main() {}

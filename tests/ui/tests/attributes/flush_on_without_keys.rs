@@ -1,0 +1,15 @@
+//! Which entries does it make stale?
+
+#![allow(unused)]
+
+use std::convert::Infallible;
+
+use larder_ui::forms::Person;
+use larder_ui::{Conn, Db};
+
+#[larder::cached(source = Db, key = "user:{id}", ttl = "7d", flush_on(Person { .. }))]
+async fn user(_db: &mut Conn, id: u64) -> Result<Option<String>, Infallible> {
+    Ok(None)
+}
+
+fn main() {}

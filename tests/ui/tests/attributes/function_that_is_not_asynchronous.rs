@@ -1,0 +1,14 @@
+//! A load waits for somebody else.
+
+#![allow(unused)]
+
+use std::convert::Infallible;
+
+use larder_ui::{Conn, Db};
+
+#[larder::cached(source = Db, key = "user:{id}", ttl_only = "1h")]
+fn user(_db: &mut Conn, id: u64) -> Result<Option<String>, Infallible> {
+    Ok(None)
+}
+
+fn main() {}

@@ -1,0 +1,14 @@
+//! Text of any length, which people choose.
+
+#![allow(unused)]
+
+use std::convert::Infallible;
+
+use larder_ui::{Conn, Db};
+
+#[larder::cached(source = Db, key = "user:{email}", ttl_only = "1h")]
+async fn user(_db: &mut Conn, email: &str) -> Result<Option<String>, Infallible> {
+    Ok(None)
+}
+
+fn main() {}

@@ -1,0 +1,14 @@
+//! A codec has a name.
+
+#![allow(unused)]
+
+use std::convert::Infallible;
+
+use larder_ui::{Conn, Db};
+
+#[larder::cached(source = Db, key = "user:{id}", ttl_only = "1h", codec, compress = 3)]
+async fn user(_db: &mut Conn, id: u64) -> Result<Option<String>, Infallible> {
+    Ok(None)
+}
+
+fn main() {}

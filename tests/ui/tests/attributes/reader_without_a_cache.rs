@@ -1,0 +1,10 @@
+//! Nothing to read with.
+
+#![allow(unused)]
+
+#[derive(larder::Reader)]
+struct App {
+    name: String,
+}
+
+fn main() {}

@@ -1,0 +1,15 @@
+//! Who flushes, means `ttl`.
+
+#![allow(unused)]
+
+use std::convert::Infallible;
+
+use larder_ui::forms::Person;
+use larder_ui::{Conn, Db};
+
+#[larder::cached(source = Db, key = "user:{id}", ttl_only = "7d", flush_on(Person { email } => |person| person.id.0))]
+async fn user(_db: &mut Conn, id: u64) -> Result<Option<String>, Infallible> {
+    Ok(None)
+}
+
+fn main() {}

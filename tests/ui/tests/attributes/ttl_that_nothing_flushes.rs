@@ -1,0 +1,14 @@
+//! Data that may change, and nothing says when it did.
+
+#![allow(unused)]
+
+use std::convert::Infallible;
+
+use larder_ui::{Conn, Db};
+
+#[larder::cached(source = Db, key = "user:{id}", ttl = "7d")]
+async fn user(_db: &mut Conn, id: u64) -> Result<Option<String>, Infallible> {
+    Ok(None)
+}
+
+fn main() {}

@@ -1,0 +1,14 @@
+//! Seconds, or days?
+
+#![allow(unused)]
+
+use std::convert::Infallible;
+
+use larder_ui::{Conn, Db};
+
+#[larder::cached(source = Db, key = "user:{id}", ttl_only = 60, absent_ttl = "soon")]
+async fn user(_db: &mut Conn, id: u64) -> Result<Option<String>, Infallible> {
+    Ok(None)
+}
+
+fn main() {}
