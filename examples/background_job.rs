@@ -6,9 +6,7 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use larder::{
-    BuilderExt as _, Cache, Config, Dataset, Direct, FlushOn, Lifetime, NoTier, Plain, Rows, Source,
-};
+use larder::{BuilderExt as _, Cache, Config, Direct, Source};
 
 /// A ledger in place of a database.
 #[derive(Clone, Default)]
@@ -24,28 +22,12 @@ impl Source for Ledger {
     }
 }
 
-/// The balance of an account, in cents.
-enum Balance {}
-
-impl Dataset for Balance {
-    const NAME: &'static str = "balance";
-    const LIFETIME: Lifetime = Lifetime::Ttl(Duration::from_secs(24 * 3600));
-    type Source = Ledger;
-    type Key = u32;
-    type Value = i64;
-    type Form = Plain;
-    type Tier = NoTier;
-    type Error = Infallible;
-
-    fn flush_on(plan: &mut FlushOn<Self>) {
-        plan.by_hand();
-    }
-
-    async fn load(ledger: &mut Ledger, accounts: Vec<u32>) -> Result<Rows<Self>, Infallible> {
-        let balances = ledger.0.lock().expect("no writer panics");
-        let row = |account| Some((account, *balances.get(&account)?));
-        Ok(accounts.into_iter().filter_map(row).collect())
-    }
+/// The balances of accounts, in cents.
+#[larder::cached(many, source = Ledger, key = "balance:{accounts}", ttl = "1d", by_hand)]
+async fn balances(ledger: &mut Ledger, accounts: &[u32]) -> Result<Vec<(u32, i64)>, Infallible> {
+    let balances = ledger.0.lock().expect("no writer panics");
+    let row = |account: &u32| Some((*account, *balances.get(account)?));
+    Ok(accounts.iter().filter_map(row).collect())
 }
 
 #[tokio::main]
@@ -60,12 +42,11 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let config = Config::new("memory://")?.env()?;
     let cache = Cache::builder(ledger.clone())
         .config(config)
-        .register::<Balance>()
         .build()
         .await?;
 
     let (job, cost) = cache.tallied();
-    larder::warm::<Balance>(&job, 0..10_000).await?; // through the loader, 2,000 at a time
+    balances::warm(&job, 0..10_000).await?; // through the loader, 2,000 at a time
     println!(
         "warmed in {} loads and {} trips",
         cost.loads(),
@@ -74,8 +55,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let mut total = 0;
     for batch in (0..10_000_u32).collect::<Vec<_>>().chunks(1_000) {
-        let balances = larder::get_many::<Balance>(&job, batch).await?.require()?;
-        total += balances.into_iter().sum::<i64>();
+        let batch = balances(&job, batch).await?.require()?;
+        total += batch.into_iter().sum::<i64>();
     }
     println!(
         "{total} cents in all; {} loads and {} trips by now",
@@ -89,18 +70,15 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         let (ledger, job) = (ledger.clone(), job.clone());
         async move {
             let mut transaction = ledger.clone();
-            let before = larder::get::<Balance>(Direct(&mut transaction), &7).await?;
+            let before = balances::one(Direct(&mut transaction), 7).await?;
             let after = before.unwrap_or(0) - 50;
             ledger.0.lock().expect("no writer panics").insert(7, after);
-            job.flush::<Balance>([7]).await?;
+            balances::flush(&job, [7]).await?;
             Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
         }
     });
     write.await?.map_err(|error| error.to_string())?;
-    println!(
-        "account 7 has {:?} cents",
-        larder::get::<Balance>(&job, &7).await?
-    );
+    println!("account 7 has {:?} cents", balances::one(&job, 7).await?);
 
     cache.close(Duration::from_secs(5)).await; // fills and flushes under way first
     Ok(())

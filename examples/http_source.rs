@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use larder::{BuilderExt as _, Cache, Config, Dataset, Lifetime, NoTier, Plain, Rows, Source};
+use larder::{BuilderExt as _, Cache, Config, Source};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -47,31 +47,20 @@ struct Price {
     cents: u64,
 }
 
-enum Prices {}
-
-impl Dataset for Prices {
-    const NAME: &'static str = "price";
-    const LIFETIME: Lifetime = Lifetime::TtlOnly(Duration::from_secs(60));
-    type Source = Api;
-    type Key = String;
-    type Value = Price;
-    type Form = Plain;
-    type Tier = NoTier;
-    type Error = reqwest::Error;
-
-    async fn load(api: &mut Api, items: Vec<String>) -> Result<Rows<Self>, reqwest::Error> {
-        let mut requests = JoinSet::new();
-        for item in items {
-            let api = api.clone();
-            requests.spawn(async move { api.price(&item).await.map(|price| (item, price)) });
-        }
-        let mut rows = Vec::new();
-        while let Some(answer) = requests.join_next().await {
-            let (item, price) = answer.expect("no request is aborted, and none panics")?;
-            rows.extend(price.map(|price| (item, price)));
-        }
-        Ok(rows)
+#[larder::cached(
+    many, source = Api, key = "price:{items:digest}", by = |price| price.item.clone(), ttl_only = "60s",
+)]
+async fn prices(api: &mut Api, items: Vec<String>) -> Result<Vec<Price>, reqwest::Error> {
+    let mut requests = JoinSet::new();
+    for item in items {
+        let api = api.clone();
+        requests.spawn(async move { api.price(&item).await });
     }
+    let mut prices = Vec::new();
+    while let Some(price) = requests.join_next().await {
+        prices.extend(price.expect("no request is aborted, and none panics")?);
+    }
+    Ok(prices)
 }
 
 #[tokio::main]
@@ -85,13 +74,11 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let cache = Cache::builder(api)
         .config(Config::new("memory://")?.env()?)
-        .register::<Prices>()
         .build()
         .await?;
     for _ in 0..2 {
         let items = ["tea", "milk", "unicorn"].map(str::to_owned);
-        let prices = larder::get_many::<Prices>(&cache, &items).await?;
-        for (item, price) in prices.iter() {
+        for (item, price) in prices(&cache, &items).await?.iter() {
             match price {
                 Some(price) => println!("{item}: {} cents", price.cents),
                 None => println!("{item}: not sold"),
@@ -102,7 +89,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             requests.load(Ordering::Relaxed)
         );
     }
-    let failed = larder::get::<Prices>(&cache, &"broken".to_owned()).await;
+    let failed = prices::one(&cache, "broken".to_owned()).await;
     println!("broken: {}", failed.expect_err("the API answers 500"));
     cache.close(Duration::from_secs(1)).await;
     Ok(())

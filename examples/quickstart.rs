@@ -1,49 +1,28 @@
-//! Cached reads without a server: `cargo run --example quickstart`.
+//! The names of users, cached: `cargo run --example quickstart`
 
-use std::{convert::Infallible, time::Duration};
+use larder::{BuilderExt as _, Cache, Config};
+use larder_sqlx::Sqlite;
+use sqlx::{Executor as _, SqliteConnection, SqlitePool};
 
-use larder::{BuilderExt as _, Cache, Config, Dataset, Lifetime, NoTier, Plain, Rows, Source};
-
-/// Where loads come from: usually a database, whose pool hands out connections.
-#[derive(Clone)]
-struct Weather;
-
-impl Source for Weather {
-    type Conn = ();
-    type Guard = Box<()>;
-    type Error = Infallible;
-    async fn acquire(&self) -> Result<Box<()>, Infallible> {
-        Ok(Box::new(()))
-    }
-}
-
-/// What is cached: the forecast of a town, for ten minutes.
-enum Forecast {}
-
-impl Dataset for Forecast {
-    const NAME: &'static str = "forecast";
-    const LIFETIME: Lifetime = Lifetime::TtlOnly(Duration::from_mins(10));
-    type Source = Weather;
-    type Key = &'static str;
-    type Value = String;
-    type Form = Plain;
-    type Tier = NoTier;
-    type Error = Infallible;
-    async fn load(_: &mut (), towns: Vec<&'static str>) -> Result<Rows<Self>, Infallible> {
-        println!("loading {towns:?}");
-        let row = |town| (town, format!("sun over {town}"));
-        Ok(towns.into_iter().map(row).collect())
-    }
+#[larder::cached(many, source = Sqlite, key = "user_name:{ids}", ttl = "7d", by_hand)]
+async fn names(db: &mut SqliteConnection, ids: &[i64]) -> sqlx::Result<Vec<(i64, String)>> {
+    let sql = "SELECT id, name FROM users WHERE id IN (SELECT value FROM json_each($1))";
+    let missing = sqlx::query_as(sql).bind(format!("{ids:?}"));
+    missing.fetch_all(db).await
 }
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let config = Config::new("memory://")?.env()?; // LARDER_URL=memcached://127.0.0.1 LARDER_PREFIX=try-1
-    let cache = Cache::builder(Weather).config(config).build().await?;
-    println!("{:?}", larder::get::<Forecast>(&cache, &"Riga").await?); // a miss: loads Riga
-    println!("{:?}", larder::get::<Forecast>(&cache, &"Riga").await?); // a hit: loads nothing
-    let towns = ["Ghent", "Riga", "Porto"];
-    let batch = larder::get_many::<Forecast>(&cache, towns).await?; // loads Ghent and Porto in one call
-    println!("{:?}", batch.into_found());
+    let db = SqlitePool::connect("sqlite::memory:").await?;
+    let users = "CREATE TABLE users AS SELECT 7 AS id, 'Ada' AS name UNION SELECT 8, 'Grace'";
+    db.execute(users).await?;
+    let source = Sqlite::new(db.clone()).bounded();
+    let store = Config::new("memory://")?; // or memcached://… or redis://…
+    let cache = Cache::builder(source).config(store).build().await?;
+    println!("{:?}", names::one(&cache, 7).await?); // a query
+    println!("{:?}", names(&cache, [8, 7, 9]).await?); // one for 8 and 9
+    db.execute("UPDATE users SET name = upper(name)").await?;
+    names::flush(&cache, [7, 8]).await?;
+    println!("{:?}", names::one(&cache, 7).await?);
     Ok(())
 }

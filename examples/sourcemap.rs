@@ -2,8 +2,7 @@
 
 use std::{io, time::Instant};
 
-use larder::{BuilderExt as _, Cache, Config, Dataset, DeployImmutable, DeployTier, Lifetime};
-use larder::{Rows, Source, Tiers, Unstored, Weigh};
+use larder::{BuilderExt as _, Cache, Config, DeployImmutable, Source, Tiers, Unstored, Weigh};
 use sourcemap::{RawToken, SourceMap};
 
 /// Where maps come from: a release, which has the file of one.
@@ -30,36 +29,26 @@ impl Weigh for Map {
     }
 }
 
-enum Maps {}
-
-impl Dataset for Maps {
-    const NAME: &'static str = "map";
-    const LIFETIME: Lifetime = Lifetime::Immutable;
-    type Source = Release;
-    type Key = ();
-    type Value = Map;
-    type Form = Unstored; // in the process alone: to decode it would take as long as to parse it
-    type Tier = DeployTier;
-    type Error = io::Error;
-    async fn load(file: &mut str, _: Vec<()>) -> io::Result<Rows<Self>> {
-        let map = SourceMap::from_slice(file.as_bytes()).map_err(io::Error::other)?;
-        Ok(vec![((), Map(map))])
-    }
+// In the process alone: to decode a map would take as long as to parse it.
+#[larder::cached(source = Release, key = "map", immutable, form = Unstored, tier = deploy)]
+async fn map(file: &mut str) -> io::Result<Map> {
+    let map = SourceMap::from_slice(file.as_bytes()).map_err(io::Error::other)?;
+    Ok(Map(map))
 }
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     // As a bundler would have written it: every ninth column of `app.min.js` is the next line of `app.js`.
     let mappings = ",SACA".repeat(100_000);
-    let map = format!(r#"{{"version":3,"sources":["app.js"],"mappings":"AAAA{mappings}"}}"#);
-    let cache = Cache::builder(Release(map.into()))
+    let file = format!(r#"{{"version":3,"sources":["app.js"],"mappings":"AAAA{mappings}"}}"#);
+    let cache = Cache::builder(Release(file.into()))
         .config(Config::new("memory://")?)
         .tiers(Tiers::default());
     let cache = cache.build().await?;
     for time in ["first", "second"] {
         let begin = Instant::now();
-        let map = larder::get::<Maps>(&cache, &()).await?;
-        let place = map.as_ref().and_then(|map| map.0.lookup_token(0, 1234));
+        let map = map(&cache).await?;
+        let place = map.0.lookup_token(0, 1234);
         let line = place.ok_or("the map has the place")?.get_src_line() + 1;
         println!("{time}: line {line}, found in {:?}", begin.elapsed());
     }

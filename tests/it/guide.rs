@@ -1,4 +1,5 @@
-//! The backend guide and its example are one: the Rust blocks of the page, one after the other, are the file.
+//! Pages and their examples are one: the backend guide's Rust blocks, one after the other, are its example; the README's
+//! first is the quickstart.
 
 const GUIDE: &str = include_str!("../../docs/backend-guide.md");
 const EXAMPLE: &str = include_str!("../../examples/custom_backend.rs");
@@ -26,4 +27,11 @@ fn the_guide_tells_the_example_line_by_line() {
         );
     }
     assert_eq!(told.lines().count(), file.trim_end().lines().count());
+}
+
+#[test]
+fn the_readme_begins_with_the_quickstart() {
+    let readme = rust_blocks(include_str!("../../README.md"));
+    let quickstart = include_str!("../../examples/quickstart.rs");
+    assert_eq!(readme[0], quickstart.trim_end());
 }
