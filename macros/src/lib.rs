@@ -68,7 +68,7 @@ use syn::{DeriveInput, parse_macro_input};
 /// Options: `source`, `key`; one of `ttl`, `ttl_only` and `immutable`; `flush_on`, `by_hand`, `base`; `many`, `by`, `skip`;
 /// `absent_ttl`, `tier`, `form`, `codec`, `compress`, `schema`, `revision`, `outlives_deploys`, `max_value`, `lease`,
 /// `load_timeout`, `max_loads`. What each says, and a whole expansion, is in
-/// [`docs/attributes.md`](https://docs.rs/crate/larder/latest/source/docs/attributes.md).
+/// `docs/attributes.md`.
 #[proc_macro_attribute]
 pub fn cached(options: TokenStream, function: TokenStream) -> TokenStream {
     cached::expand(options.into(), function.into()).into()
