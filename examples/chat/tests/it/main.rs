@@ -17,4 +17,5 @@ mod stopping;
 mod store;
 mod streams;
 mod support;
+mod tutorial;
 mod users;
