@@ -9,11 +9,11 @@ use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, Request, StatusCode};
 use clap::Parser as _;
-use larder::Config;
-use larder::testing::TestCache;
+use larder::testing::{Recorded as _, TestCache};
+use larder::{BuilderExt as _, Cache, Config};
 use larder_chat::db::Db;
 use larder_chat::fill::filled;
-use larder_chat::{App, Options, StartResult, http};
+use larder_chat::{App, Options, StartError, StartResult, http};
 use larder_harness::postgres::PostgresServer;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -100,8 +100,11 @@ impl Place {
             .and_then(|config| config.vars(vars.iter().copied()));
         let config: Config = config.expect("a good configuration");
         let db = filled(&options).await?;
-        let app = App::on(db, &options, &config).await?;
-        Ok(Chat::of(app))
+        let configure = App::configure(&db, &options, &config).await?;
+        let builder = configure(Cache::builder(db.clone()).config(config)).recorded();
+        let cache = builder.build().await;
+        let cache = cache.map_err(|error| StartError::new(error.to_string()))?;
+        Ok(Chat::of(App::of(db, cache)))
     }
 
     /// A chat here on a cache of the test's own, in the store that `LARDER_TEST_CACHE` names; every hit is checked.
