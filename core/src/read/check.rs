@@ -34,6 +34,11 @@ tokio::task_local! {
     static CHECKING: ();
 }
 
+/// Whether this task checks a hit.
+pub(super) fn is_checking() -> bool {
+    CHECKING.try_with(|()| ()).is_ok()
+}
+
 /// Is told of a stale hit.
 type Tell = Arc<dyn Fn(&StaleHit) + Send + Sync>;
 
@@ -327,7 +332,7 @@ impl HitChecker {
 
     /// Starts to check this hit, or leaves it out.
     fn sample<S: Source>(&self, hit: &HitEvent<'_, S>) {
-        if fastrand::u64(..self.check.one_in) > 0 || CHECKING.try_with(|()| ()).is_ok() {
+        if fastrand::u64(..self.check.one_in) > 0 || is_checking() {
             return;
         }
         let shared = &hit.cache.shared;

@@ -183,7 +183,8 @@ impl Captured {
     /// Statements of the database.
     ///
     /// Those of larder's own, and those that set a connection up, aren't counted: how many there are depends on when the
-    /// register was last read, and how many connections the pool has.
+    /// register was last read, and how many connections the pool has. Nor are those that begin and end transactions, which
+    /// sqlx tells of on some databases only.
     pub fn queries(&self) -> u64 {
         self.statements().count() as u64
     }

@@ -14,6 +14,9 @@ use super::scope::Mark;
 /// sqlx's set a connection up, or ask for the types of a database. When there are such, the test can't tell.
 const ASIDE: [&str; 4] = ["larder_", "/* larder */", "PRAGMA ", "pg_catalog.pg_type"];
 
+/// How statements begin that open and end transactions. sqlx tells of some of them, on some databases.
+const TRANSACTION: [&str; 5] = ["BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE"];
+
 /// Hands each statement to those in whose spans it was executed.
 #[derive(Debug)]
 pub(crate) struct Queries;
@@ -55,11 +58,16 @@ impl Statement {
             text => text,
         };
         Asked::Query {
-            is_aside: ASIDE.iter().any(|theirs| text.contains(theirs)),
+            is_aside: is_aside(text),
             text: text.split_whitespace().collect::<Vec<_>>().join(" "),
             rows: self.returned.max(self.affected),
         }
     }
+}
+
+fn is_aside(text: &str) -> bool {
+    let word = text.split_whitespace().next().unwrap_or_default();
+    TRANSACTION.contains(&word) || ASIDE.iter().any(|theirs| text.contains(theirs))
 }
 
 impl Visit for Statement {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use larder_core::{AccessorStats, Cache, HitCheck, HitChecks, Source, get, warm};
-use larder_testing::TestCache;
+use larder_testing::{TestCache, captured, empty_cache};
 use tracing::field::{Field, Visit};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 
@@ -53,6 +53,27 @@ async fn a_hit_that_is_true_is_fresh() {
     assert!(cache.stale_hits().await.is_empty());
     // An absence is a hit too.
     assert_eq!(counts(&cache), [10, 0, 0, 0, 0]);
+}
+
+#[tokio::test]
+async fn readers_join_no_load_of_a_check() {
+    let names = Names::of(0..10);
+    let builder = TestCache::builder(names).with(|builder| builder.max_loads(1));
+    let cache = builder.build().await;
+    warm::<Name>(&cache, 0..10).await.unwrap();
+    for patience in 0..8 {
+        for id in 0..10 {
+            read(&cache, id).await;
+        }
+        // The checks' loads wait for each other meanwhile.
+        for _ in 0..patience {
+            tokio::task::yield_now().await;
+        }
+        let ((), captured) = captured(empty_cache(read(&cache, 9))).await;
+        let counts = captured.accessor("name_by_id");
+        assert_eq!((counts.shared, counts.loads), (0, 1), "{patience}");
+        cache.hits_checked().await;
+    }
 }
 
 #[tokio::test]

@@ -59,6 +59,19 @@ async fn larders_own_statements_are_listed_and_not_counted() {
 }
 
 #[tokio::test]
+async fn what_begins_and_ends_a_transaction_isnt_counted() {
+    let pool = pool().await;
+    let (_, captured) = captured(async {
+        let mut connection = pool.acquire().await.unwrap();
+        for step in ["BEGIN IMMEDIATE", "SAVEPOINT one", "RELEASE one", "COMMIT"] {
+            sqlx::query(step).execute(&mut *connection).await.unwrap();
+        }
+    })
+    .await;
+    captured.assert_queries(0);
+}
+
+#[tokio::test]
 async fn a_loop_of_statements_is_named() {
     let pool = pool().await;
     let (_, captured) = captured(async {

@@ -4,7 +4,7 @@
 use larder_harness::server::{Listen, MemcachedServer};
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Chat, Place, on_each_database};
+use crate::support::{Chat, Place, on_each_database};
 
 on_each_database! {
     a_changed_user_is_on_every_page;
@@ -55,19 +55,12 @@ impl Pair {
 
     /// Writes with the one, which is fresh.
     async fn write(&self, method: &str, path: &str, body: Value) -> Value {
-        fresh(self.one.send(method, path, body).await)
+        self.one.write(method, path, body).await
     }
 
     async fn page(&self, page: &str) -> Value {
         self.other.get(page).await.expect(200)
     }
-}
-
-#[track_caller]
-fn fresh(written: Answer) -> Value {
-    assert!(written.status.is_success(), "{}", written.text);
-    assert_eq!(written.flush(), "fresh", "{}", written.text);
-    written.json
 }
 
 /// The object of a list that has this value there.
@@ -292,7 +285,7 @@ async fn a_sent_message_is_there(place: Place) {
         (look(&pair.other).await, look(&pair.one).await),
         (None, None)
     );
-    let body = json!({ "stream_id": 1, "sender_id": active(&pair.one).await, "subject": "tea", "content": "hot" });
+    let body = json!({ "stream_id": 1, "sender_id": pair.one.active().await, "subject": "tea", "content": "hot" });
     let mut sent = pair.write("POST", "/api/messages", body).await;
     sent.as_object_mut().unwrap().remove("flush");
     assert_eq!(sent["version"], 1);
@@ -367,7 +360,7 @@ async fn reactions_are_on_the_message(place: Place) {
     let before = pair.page(page).await["messages"][0].clone();
     let known = before["reactions"].as_array().unwrap().len();
     let path = format!("/api/messages/{}/reactions", before["id"]);
-    let user = active(&pair.one).await;
+    let user = pair.one.active().await;
     let reaction = json!({ "user_id": user, "emoji_name": "tea", "emoji_code": "1F375" });
     for turn in 0..2 {
         pair.filled(&[page]).await;
@@ -440,7 +433,7 @@ async fn writes_of_both_are_seen_by_both(place: Place) {
             let id = turn % 3 + 1;
             let (name, path) = (format!("Grace {turn}"), format!("/api/users/{id}"));
             let change = json!({ "full_name": name });
-            let written = fresh(mine.send("PATCH", &path, change).await);
+            let written = mine.write("PATCH", &path, change).await;
             let read = theirs.get(&path).await.expect(200);
             let version = |of: &Value| of["version"].as_i64().unwrap();
             // Somebody else may have written since.
@@ -528,14 +521,4 @@ async fn what_a_stopped_store_cannot_confirm_is_pending_and_delivered_when_it_is
             chat.stored(by_id).await;
         }
     }
-}
-
-/// Somebody who may write.
-async fn active(chat: &Chat) -> i64 {
-    for id in 1.. {
-        if chat.get(&format!("/api/users/{id}")).await.expect(200)["is_active"] == true {
-            return id;
-        }
-    }
-    unreachable!("somebody is active");
 }

@@ -2,28 +2,28 @@
 
 use std::collections::HashSet;
 
+use larder::testing::{Captured, captured};
 use larder_chat::data::{MessageId, messages};
 use serde_json::{Value, json};
 
-use crate::support::{Chat, Place, on_each_database};
+use crate::support::{Place, TestChat, on_each_database};
 
 on_each_database! {
     pages_are_ranges_around_an_anchor_oldest_first;
     messages_carry_todays_names;
     a_streams_page_has_only_its_messages;
-    a_cold_page_costs_a_read_and_a_fill_per_accessor_and_a_warm_one_a_read;
-    a_page_asks_the_store_for_each_name_once_however_many_messages_mention_it;
+    a_page_asks_for_each_name_once_however_many_messages_mention_it;
+    an_answer_says_what_it_cost;
     pages_that_overlap_load_what_is_new;
     bad_pages_are_refused_with_a_reason;
     sent_messages_are_in_the_next_page;
     bad_messages_are_refused_with_a_reason;
 }
 
-async fn chat(place: &Place) -> Chat {
+async fn chat(place: &Place) -> TestChat {
     place
-        .start(&["--messages", "1500", "--users", "60", "--streams", "9"])
+        .chat(&["--messages", "1500", "--users", "60", "--streams", "9"])
         .await
-        .expect("a chat")
 }
 
 async fn pages_are_ranges_around_an_anchor_oldest_first(place: Place) {
@@ -88,36 +88,12 @@ async fn a_streams_page_has_only_its_messages(place: Place) {
     );
 }
 
-async fn a_cold_page_costs_a_read_and_a_fill_per_accessor_and_a_warm_one_a_read(place: Place) {
+async fn a_page_asks_for_each_name_once_however_many_messages_mention_it(place: Place) {
     let chat = chat(&place).await;
-    let page = "/api/messages?before=1000";
-    let cold = chat.get(page).await;
-    let streams: HashSet<_> = cold
-        .messages()
-        .iter()
-        .map(|message| message["stream_id"].as_i64())
-        .collect();
-    let people: HashSet<i64> = cold.messages().iter().flat_map(mentioned).collect();
-    assert_eq!(cold.loads(), (1000 + people.len() + streams.len()) as u64);
-    assert_eq!(cold.trips(), 6);
-
-    let warm = chat.get(page).await;
-    assert_eq!((warm.loads(), warm.trips()), (0, 3));
+    let page = async || chat.get("/api/messages?before=1000").await;
+    let cold = page().await;
+    let (warm, captured) = captured(page()).await;
     assert_eq!(warm.json, cold.json);
-    let timing = warm.headers["server-timing"].to_str().unwrap();
-    assert!(
-        timing.starts_with("cache;dur=") && timing.contains(", db;dur="),
-        "{timing}"
-    );
-}
-
-async fn a_page_asks_the_store_for_each_name_once_however_many_messages_mention_it(place: Place) {
-    let chat = chat(&place).await;
-    let page = "/api/messages?before=1000";
-    chat.get(page).await;
-    let before = display_names(&chat).await;
-    let warm = chat.get(page).await;
-    let after = display_names(&chat).await;
 
     let mentioned: Vec<HashSet<i64>> = warm.messages().iter().map(mentioned).collect();
     let people: HashSet<i64> = mentioned.iter().flatten().copied().collect();
@@ -127,18 +103,34 @@ async fn a_page_asks_the_store_for_each_name_once_however_many_messages_mention_
         "{mentions} of {}",
         people.len()
     );
-    let grown = |field: &str| after[field].as_u64().unwrap() - before[field].as_u64().unwrap();
-    assert_eq!((grown("trips"), grown("hits")), (1, people.len() as u64));
-    assert_eq!(grown("tier_hits"), mentions as u64);
-    assert_eq!((warm.trips(), warm.tier_hits()), (3, mentions as u64));
+    let names = captured.accessor("display_name");
+    assert_eq!(names.hits, people.len() as u64);
+    assert_eq!(names.tier_hits, mentions as u64);
 
     // What requests kept goes with them.
     chat.settled(|stats| stats["tiers"]["request"]["entries"] == 0)
         .await;
 }
 
-async fn display_names(chat: &Chat) -> Value {
-    chat.get("/stats").await.accessor("display_name")
+async fn an_answer_says_what_it_cost(place: Place) {
+    let chat = chat(&place).await;
+    let page = async || chat.get("/api/messages?before=1000").await;
+    let (cold, loading) = captured(page()).await;
+    let misses = |captured: &Captured| -> u64 {
+        let accessors = captured.accessors();
+        accessors.values().map(|counts| counts.misses).sum()
+    };
+    assert_eq!(cold.loads(), misses(&loading));
+    // Once fills are over: an answer isn't kept waiting for them.
+    let (warm, captured) = captured(page()).await;
+    assert_eq!((warm.loads(), warm.trips()), (0, captured.trips()));
+    let kept = captured.accessor("display_name").tier_hits;
+    assert_eq!(warm.tier_hits(), kept);
+    let timing = warm.headers["server-timing"].to_str().unwrap();
+    assert!(
+        timing.starts_with("cache;dur=") && timing.contains(", db;dur="),
+        "{timing}"
+    );
 }
 
 /// Whose names a message shows.
@@ -156,8 +148,9 @@ fn mentioned(message: &Value) -> HashSet<i64> {
 async fn pages_that_overlap_load_what_is_new(place: Place) {
     let chat = chat(&place).await;
     chat.get("/api/messages?before=1000").await;
-    let names = chat.get("/api/messages?before=1500").await.loads();
-    assert!((500..600).contains(&names), "{names}");
+    let (_, captured) = captured(chat.get("/api/messages?before=1500")).await;
+    let messages = captured.accessor("message");
+    assert_eq!((messages.hits, messages.misses), (1000, 500));
 }
 
 async fn bad_pages_are_refused_with_a_reason(place: Place) {
@@ -204,7 +197,7 @@ async fn sent_messages_are_in_the_next_page(place: Place) {
     let absent = messages::one(&chat.app, next).await.unwrap();
     assert_eq!(absent, None);
 
-    let body = json!({ "stream_id": 3, "sender_id": active(&chat).await, "subject": " tea ", "content": "**hot** <b>" });
+    let body = json!({ "stream_id": 3, "sender_id": chat.active().await, "subject": " tea ", "content": "**hot** <b>" });
     let sent = chat.send("POST", "/api/messages", &body).await;
     assert_eq!(sent.flush(), "fresh");
     assert_eq!(sent.trips(), 1);
@@ -226,7 +219,7 @@ async fn sent_messages_are_in_the_next_page(place: Place) {
 
 async fn bad_messages_are_refused_with_a_reason(place: Place) {
     let chat = chat(&place).await;
-    let good = json!({ "stream_id": 3, "sender_id": active(&chat).await, "subject": "tea", "content": "hot" });
+    let good = json!({ "stream_id": 3, "sender_id": chat.active().await, "subject": "tea", "content": "hot" });
     for (field, value, status, words) in [
         ("content", json!(""), 400, "content takes 1 to 10000"),
         ("content", json!(" \n"), 400, "content takes 1 to 10000"),
@@ -274,14 +267,4 @@ async fn bad_messages_are_refused_with_a_reason(place: Place) {
     chat.send("POST", "/api/messages", good)
         .await
         .refused(400, "not active");
-}
-
-/// Somebody who may send messages.
-async fn active(chat: &Chat) -> i64 {
-    for id in 1.. {
-        if chat.get(&format!("/api/users/{id}")).await.expect(200)["is_active"] == true {
-            return id;
-        }
-    }
-    unreachable!("somebody is active");
 }

@@ -2,18 +2,17 @@
 
 use serde_json::json;
 
-use crate::support::{Chat, Place, on_each_database};
+use crate::support::{Place, TestChat, on_each_database};
 
 on_each_database! {
     streams_are_found_and_changed;
     both_ends_of_subscriptions_agree;
 }
 
-async fn chat(place: &Place) -> Chat {
+async fn chat(place: &Place) -> TestChat {
     place
-        .start(&["--messages", "100", "--users", "40", "--streams", "4"])
+        .chat(&["--messages", "100", "--users", "40", "--streams", "4"])
         .await
-        .expect("a chat")
 }
 
 async fn streams_are_found_and_changed(place: Place) {

@@ -1,5 +1,6 @@
 //! A chat to ask.
 
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -8,8 +9,11 @@ use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, Request, StatusCode};
 use clap::Parser as _;
-use larder::Config;
-use larder_chat::{App, Options, StartResult, http};
+use larder::testing::{Recorded as _, TestCache};
+use larder::{BuilderExt as _, Cache, Config};
+use larder_chat::db::Db;
+use larder_chat::fill::filled;
+use larder_chat::{App, Options, StartError, StartResult, http};
 use larder_harness::postgres::PostgresServer;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -95,9 +99,49 @@ impl Place {
             .config()
             .and_then(|config| config.vars(vars.iter().copied()));
         let config: Config = config.expect("a good configuration");
-        let app = App::start(&options, &config).await?;
-        let router = http::router(app.clone());
-        Ok(Chat { app, router })
+        let db = filled(&options).await?;
+        let configure = App::configure(&db, &options, &config).await?;
+        let builder = configure(Cache::builder(db.clone()).config(config)).recorded();
+        let cache = builder.build().await;
+        let cache = cache.map_err(|error| StartError::new(error.to_string()))?;
+        Ok(Chat::of(App::of(db, cache)))
+    }
+
+    /// A chat here on a cache of the test's own, in the store that `LARDER_TEST_CACHE` names; every hit is checked.
+    pub(crate) async fn chat(&self, args: &[&str]) -> TestChat {
+        let options = self.options(args);
+        let config = options.config().expect("a good configuration");
+        let db = filled(&options).await.expect("a database");
+        let configure = App::configure(&db, &options, &config).await;
+        let cache = TestCache::builder(db.clone())
+            .with(configure.expect("a good configuration"))
+            .build()
+            .await;
+        let chat = Chat::of(App::of(db, cache.handle()));
+        TestChat { chat, cache }
+    }
+}
+
+/// A chat, and its cache, which counts, has faults and can be moved in time.
+pub(crate) struct TestChat {
+    chat: Chat,
+    pub(crate) cache: TestCache<Db>,
+}
+
+impl TestChat {
+    /// Moves the cache's clocks. The registration in the database, whose time isn't moved, is over then, and the store is
+    /// read again once it is renewed.
+    pub(crate) async fn leap(&self, by: Duration) {
+        self.cache.clock().advance(by);
+        self.stored("/api/streams/1").await;
+    }
+}
+
+impl Deref for TestChat {
+    type Target = Chat;
+
+    fn deref(&self) -> &Chat {
+        &self.chat
     }
 }
 
@@ -109,12 +153,55 @@ pub(crate) struct Chat {
 }
 
 impl Chat {
+    fn of(app: App) -> Self {
+        let router = http::router(app.clone());
+        Self { app, router }
+    }
+
     pub(crate) async fn get(&self, path: &str) -> Answer {
         self.ask("GET", path, Body::empty()).await
     }
 
     pub(crate) async fn send(&self, method: &str, path: &str, body: impl ToString) -> Answer {
         self.ask(method, path, body.to_string().into()).await
+    }
+
+    /// Writes; everybody sees it then.
+    pub(crate) async fn write(&self, method: &str, path: &str, body: impl ToString) -> Value {
+        self.send(method, path, body).await.fresh()
+    }
+
+    /// The same, for an audit to do when it wants.
+    pub(crate) fn writing<'a>(
+        &'a self,
+        method: &'a str,
+        path: &'a str,
+        body: Value,
+    ) -> impl AsyncFnOnce() + 'a {
+        async move || drop(self.write(method, path, body).await)
+    }
+
+    /// Asks for these pages, one after the other.
+    pub(crate) async fn read(&self, pages: impl IntoIterator<Item = &str>) {
+        for page in pages {
+            self.get(page).await;
+        }
+    }
+
+    /// The page that looks for this user by the address the user has now.
+    pub(crate) async fn by_email(&self, user: i64) -> String {
+        let user = self.get(&format!("/api/users/{user}")).await.expect(200);
+        format!("/api/users?email={}", user["email"].as_str().unwrap())
+    }
+
+    /// Somebody who may write.
+    pub(crate) async fn active(&self) -> i64 {
+        for id in 1.. {
+            if self.get(&format!("/api/users/{id}")).await.expect(200)["is_active"] == true {
+                return id;
+            }
+        }
+        unreachable!("somebody is active");
     }
 
     async fn ask(&self, method: &str, path: &str, body: Body) -> Answer {
@@ -189,6 +276,14 @@ impl Answer {
     #[track_caller]
     pub(crate) fn expect(self, status: u16) -> Value {
         assert_eq!(self.status.as_u16(), status, "{}", self.text);
+        self.json
+    }
+
+    /// The JSON of a write that everybody sees.
+    #[track_caller]
+    pub(crate) fn fresh(self) -> Value {
+        assert!(self.status.is_success(), "{}", self.text);
+        assert_eq!(self.flush(), "fresh", "{}", self.text);
         self.json
     }
 

@@ -5,13 +5,14 @@ use std::task::Poll;
 use std::time::Duration;
 
 use larder::Request;
+use larder::testing::{assert_loads, captured};
 use larder_chat::data::{UserId, UserPatch, display_names};
 use larder_chat::db::Sql;
 use larder_chat::writes::change_user;
 use serde_json::json;
 use tower::ServiceExt as _;
 
-use crate::support::{Chat, Place, on_each_database, request};
+use crate::support::{Place, TestChat, on_each_database, request};
 
 on_each_database! {
     users_are_found_by_id_and_by_address;
@@ -23,11 +24,10 @@ on_each_database! {
     a_client_that_hangs_up_leaves_nothing_old_behind;
 }
 
-async fn chat(place: &Place) -> Chat {
+async fn chat(place: &Place) -> TestChat {
     place
-        .start(&["--messages", "300", "--users", "40", "--streams", "4"])
+        .chat(&["--messages", "300", "--users", "40", "--streams", "4"])
         .await
-        .expect("a chat")
 }
 
 async fn users_are_found_by_id_and_by_address(place: Place) {
@@ -39,9 +39,7 @@ async fn users_are_found_by_id_and_by_address(place: Place) {
         format!("/api/users?email=%20{email}"),
     ] {
         assert_eq!(chat.get(&path).await.expect(200), user);
-        let warm = chat.get(&path).await;
-        assert_eq!(warm.loads(), 0);
-        assert_eq!(warm.expect(200), user);
+        assert_eq!(assert_loads!(0, chat.get(&path)).expect(200), user);
     }
 }
 
@@ -54,8 +52,9 @@ async fn what_nobody_has_is_not_found_and_remembered(place: Place) {
         ("/api/streams/99/subscribers", "no stream 99"),
     ] {
         chat.get(path).await.refused(404, words);
-        let again = chat.get(path).await;
-        assert_eq!((again.trips(), again.loads()), (1, 0));
+        let (again, captured) = captured(chat.get(path)).await;
+        captured.assert_trips(1);
+        captured.assert_loads(0);
         again.refused(404, words);
     }
     for (path, words) in [
@@ -85,8 +84,9 @@ async fn a_new_name_is_in_the_next_page_and_no_message_is_loaded_again(place: Pl
     assert_eq!(renamed.flush(), "fresh");
     assert_eq!(renamed.expect(200)["full_name"], "Grace <b>");
 
-    let after = chat.get(page).await;
-    assert_eq!(after.loads(), 1);
+    let (after, captured) = captured(chat.get(page)).await;
+    assert_eq!(captured.accessor("display_name").misses, 1);
+    assert_eq!(captured.accessor("message").misses, 0);
     let id = sender.to_string();
     for (old, new) in before.messages().iter().zip(after.messages()) {
         let mut expected = old.clone();
@@ -192,8 +192,7 @@ async fn subscribers_are_shown_as_they_are_today(place: Place) {
     chat.send("PATCH", &format!("/api/users/{id}"), change)
         .await
         .expect(200);
-    let after = chat.get("/api/streams/1/subscribers").await;
-    assert_eq!(after.loads(), 1);
+    let after = assert_loads!(1, chat.get("/api/streams/1/subscribers"));
     let after = &after.expect(200)["subscribers"][0];
     assert_eq!((&after["id"], &after["full_name"]), (id, &json!("Grace")));
     assert_eq!(
