@@ -274,12 +274,19 @@ impl Set {
 /// A trip is one command batch to one server: three servers are three, a poll is one, the second step of a two-step
 /// form is one; dials and probes are none. The memory store counts one a call.
 #[derive(Clone, Debug, Default)]
-pub struct Trips([Option<Arc<AtomicU64>>; 2]);
+pub struct Trips([Option<Arc<AtomicU64>>; 3]);
 
 impl Trips {
     /// Counts into these two, for a call that is reported twice: to an accessor's statistics and to a tally.
     pub fn into_both(first: Arc<AtomicU64>, second: Option<Arc<AtomicU64>>) -> Self {
-        Self([Some(first), second])
+        Self([Some(first), second, None])
+    }
+
+    /// The same, counted here as well: for a backend around a backend, of which there is one that counts.
+    #[must_use]
+    pub fn and(mut self, counter: Arc<AtomicU64>) -> Self {
+        self.0[2] = Some(counter);
+        self
     }
 
     /// Adds this many.
@@ -292,7 +299,7 @@ impl Trips {
 
 impl From<Arc<AtomicU64>> for Trips {
     fn from(counter: Arc<AtomicU64>) -> Self {
-        Self([Some(counter), None])
+        Self([Some(counter), None, None])
     }
 }
 

@@ -125,7 +125,7 @@ impl Recording {
         }
     }
 
-    fn begin<'c>(&self, op: Op, keys: &'c Keys, trips: &'c Trips) -> Call<'c> {
+    fn begin<'c>(&self, op: Op, keys: &'c Keys) -> Call<'c> {
         let records = match keys.is_empty() {
             // An empty batch asks nobody.
             true => Vec::new(),
@@ -137,7 +137,6 @@ impl Recording {
             op,
             keys,
             records,
-            trips,
             counted: Arc::default(),
             done: 0,
             failed: 0,
@@ -163,8 +162,8 @@ impl fmt::Debug for Recording {
 impl Backend for Recording {
     async fn get_each(&self, keys: &Keys, options: &GetOptions, found: Found<'_>) {
         let is_empty = scope::is_empty();
-        let mut call = self.begin(Op::Get, keys, &options.trips);
-        let inward = options.clone().trips(call.trips());
+        let mut call = self.begin(Op::Get, keys);
+        let inward = options.clone().trips(call.trips(&options.trips));
         let found = &mut |position: usize, mut answer: Result<Lookup>| {
             if is_empty {
                 answer = answer.map(|lookup| self.forget(lookup, position, options));
@@ -181,8 +180,8 @@ impl Backend for Recording {
         fills: Vec<Fill>,
         options: &WriteOptions,
     ) -> Vec<Result<FillOutcome>> {
-        let mut call = self.begin(Op::Fill, keys, &options.trips);
-        let inward = WriteOptions::trips(call.trips());
+        let mut call = self.begin(Op::Fill, keys);
+        let inward = WriteOptions::trips(call.trips(&options.trips));
         let answers = self.inner.fill_many(keys, fills, &inward).await;
         call.saw_all(&answers, |outcome| *outcome == FillOutcome::Stored);
         answers
@@ -194,16 +193,16 @@ impl Backend for Recording {
         leases: Vec<Lease>,
         options: &WriteOptions,
     ) -> Vec<Result<()>> {
-        let mut call = self.begin(Op::Release, keys, &options.trips);
-        let inward = WriteOptions::trips(call.trips());
+        let mut call = self.begin(Op::Release, keys);
+        let inward = WriteOptions::trips(call.trips(&options.trips));
         let answers = self.inner.release_many(keys, leases, &inward).await;
         call.saw_all(&answers, |()| true);
         answers
     }
 
     async fn delete_many(&self, keys: &Keys, options: &WriteOptions) -> Vec<Result<()>> {
-        let mut call = self.begin(Op::Delete, keys, &options.trips);
-        let inward = WriteOptions::trips(call.trips());
+        let mut call = self.begin(Op::Delete, keys);
+        let inward = WriteOptions::trips(call.trips(&options.trips));
         let answers = self.inner.delete_many(keys, &inward).await;
         call.saw_all(&answers, |()| true);
         drop(call);
@@ -221,8 +220,8 @@ impl Backend for Recording {
         sets: Vec<Set>,
         options: &WriteOptions,
     ) -> Vec<Result<()>> {
-        let mut call = self.begin(Op::Set, keys, &options.trips);
-        let inward = WriteOptions::trips(call.trips());
+        let mut call = self.begin(Op::Set, keys);
+        let inward = WriteOptions::trips(call.trips(&options.trips));
         let answers = self.inner.set_immutable_many(keys, sets, &inward).await;
         call.saw_all(&answers, |()| true);
         answers
@@ -274,17 +273,16 @@ struct Call<'c> {
     op: Op,
     keys: &'c Keys,
     records: Vec<Arc<Record>>,
-    /// Where the caller counts trips.
-    trips: &'c Trips,
-    /// Those of this call.
+    /// The trips of this call.
     counted: Arc<AtomicU64>,
     done: usize,
     failed: usize,
 }
 
 impl Call<'_> {
-    fn trips(&self) -> Trips {
-        Arc::clone(&self.counted).into()
+    /// Where the call's trips are counted: here, and where its caller counts.
+    fn trips(&self, caller: &Trips) -> Trips {
+        caller.clone().and(Arc::clone(&self.counted))
     }
 
     fn saw<T>(&mut self, answer: &Result<T>, is_done: impl Fn(&T) -> bool) {
@@ -302,7 +300,6 @@ impl Call<'_> {
 impl Drop for Call<'_> {
     fn drop(&mut self) {
         let trips = self.counted.load(Ordering::Relaxed);
-        self.trips.add(trips);
         if self.records.is_empty() {
             return;
         }
