@@ -1,7 +1,8 @@
 //! What the attribute expands to: the data set as a type, its loader, and the functions that ask it.
 
 use proc_macro2::{Ident, Span, TokenStream};
-use quote::{ToTokens as _, quote, quote_spanned};
+use quote::{ToTokens as _, format_ident, quote, quote_spanned};
+use syn::ext::IdentExt as _;
 use syn::spanned::Spanned as _;
 use syn::{Attribute, Meta, Type};
 
@@ -301,12 +302,15 @@ impl Accessor<'_> {
     fn load_each(&self, conn: &Ident) -> TokenStream {
         let loader = self.loader;
         let name = &loader.name;
-        let pattern = tuple(loader.arguments.iter().map(Argument::pattern));
+        let pattern = tuple(loader.arguments.iter().map(|argument| {
+            let local = loader.local(argument);
+            argument.within_key(ours!(#local))
+        }));
         let arguments = loader.arguments.iter().map(|argument| {
-            let name = &argument.name;
+            let local = loader.local(argument);
             match argument.lent {
-                true => ours!(&#name),
-                false => ours!(#name),
+                true => ours!(&#local),
+                false => ours!(#local),
             }
         });
         let push = match loader.answer.optional {
@@ -344,19 +348,16 @@ impl Accessor<'_> {
     fn load_groups(&self, conn: &Ident) -> TokenStream {
         let loader = self.loader;
         let name = &loader.name;
-        let names = loader.shared().iter().map(|argument| &argument.name);
-        let names: Vec<_> = names.collect();
-        let patterns = loader.shared().iter().map(Argument::pattern);
-        let arguments = loader.shared().iter().map(|argument| {
-            let name = &argument.name;
-            match argument.lent {
-                true => ours!(&#name),
-                false => ours!(::core::clone::Clone::clone(&#name)),
-            }
+        let locals = loader.shared().iter();
+        let locals: Vec<Ident> = locals.map(|argument| loader.local(argument)).collect();
+        let shared = || loader.shared().iter().zip(&locals);
+        let patterns = shared().map(|(argument, local)| argument.within_key(ours!(#local)));
+        let arguments = shared().map(|(argument, local)| match argument.lent {
+            true => ours!(&#local),
+            false => ours!(::core::clone::Clone::clone(&#local)),
         });
-        let again = loader.shared().iter().map(|argument| {
-            let name = &argument.name;
-            argument.within_key(ours!(::core::clone::Clone::clone(&#name)))
+        let again = shared().map(|(argument, local)| {
+            argument.within_key(ours!(::core::clone::Clone::clone(&#local)))
         });
         let ids = match self.lends_ids() {
             true => ours!(&ids),
@@ -368,7 +369,7 @@ impl Accessor<'_> {
         };
         ours! {
             let mut rows = ::std::vec::Vec::with_capacity(keys.len());
-            let groups = ::larder::private::groups(keys, |(#(#names,)* id)| ((#(#names,)*), id));
+            let groups = ::larder::private::groups(keys, |(#(#locals,)* id)| ((#(#locals,)*), id));
             for ((#(#patterns,)*), ids) in groups {
                 let found = #name(#conn, #(#arguments,)* #ids).await?;
                 let found = #found.into_iter();
@@ -692,12 +693,6 @@ impl Accessor<'_> {
 }
 
 impl Argument {
-    /// It, taken out of a key.
-    fn pattern(&self) -> TokenStream {
-        let name = &self.name;
-        self.within_key(ours!(#name))
-    }
-
     /// This value of it, as a key holds it.
     fn within_key(&self, value: TokenStream) -> TokenStream {
         match self.skipped {
@@ -719,6 +714,16 @@ impl Argument {
 impl Loader {
     fn key_type(&self) -> TokenStream {
         tuple(self.arguments.iter().map(Argument::type_in_key))
+    }
+
+    /// The variable that holds an argument where the loader is called: by its own name, unless that is the loader's, which
+    /// would then be called no more.
+    fn local(&self, argument: &Argument) -> Ident {
+        let name = &argument.name;
+        match *name == self.name {
+            true => format_ident!("{}_", name.unraw(), span = here()),
+            false => name.clone(),
+        }
     }
 
     /// Where keys have arguments that nothing written tells: the type of the rest, and what makes it a key.

@@ -46,6 +46,15 @@ async fn lives_at(
     Ok(names.into_iter().filter_map(row).collect())
 }
 
+/// What its ids share is called as the accessor is.
+#[larder::cached(many, source = Town, key = "in_realm:{realm}:{ids}", ttl_only = "1h")]
+async fn realm(db: &mut Conn, realm: u32, ids: &[u64]) -> DbResult<Vec<(u64, bool)>> {
+    let lives_there =
+        |id: &u64| db.read(|tables| tables.users.get(id).map(|user| user.realm == realm));
+    let rows = ids.iter().filter_map(|id| Some((*id, lives_there(id)?)));
+    Ok(rows.collect())
+}
+
 #[tokio::test]
 async fn answers_come_as_asked_and_each_id_is_loaded_once() {
     let town = Town::new();
@@ -127,4 +136,13 @@ async fn texts_are_shared_by_many_ids() {
     lives_at::flush(&cache, "ad", &names[..1]).await.unwrap();
     lives_at(&cache, "ad", 4, &names).await.unwrap();
     assert_eq!(town.loads(), [r#"lives_at ad 4 ["a"]"#]);
+}
+
+#[tokio::test]
+async fn what_is_shared_may_have_the_name_of_its_accessor() {
+    let cache = Town::new().cache().await;
+    let found = realm(&cache, 1, [7, 9, 10]).await.unwrap();
+    assert_eq!(found.get(&7), Some(&true));
+    assert_eq!(found.get(&9), Some(&false));
+    assert_eq!(found.get(&10), None);
 }

@@ -36,6 +36,13 @@ async fn greeting(_db: &mut Conn, name: String, mut times: u8) -> DbResult<Strin
     Ok(greeting)
 }
 
+/// An argument that is called as the accessor is.
+#[larder::cached(source = Town, key = "named_alike:{email:digest}", ttl_only = "10m")]
+async fn email(db: &mut Conn, email: &str) -> DbResult<Option<u64>> {
+    let is_it = |user: &&User| user.email == email;
+    Ok(db.read(|tables| Some(tables.users.values().find(is_it)?.id)))
+}
+
 #[tokio::test]
 async fn a_value_is_loaded_once() {
     let town = Town::new();
@@ -80,6 +87,14 @@ async fn arguments_are_the_loaders_own() {
     let cache = town.cache().await;
     let greet = greeting(&cache, "Ada".to_owned(), 2).await.unwrap();
     assert_eq!(greet, "Ada!!");
+}
+
+#[tokio::test]
+async fn an_argument_may_have_the_name_of_its_accessor() {
+    let cache = Town::new().cache().await;
+    assert_eq!(email(&cache, "ada@town").await.unwrap(), Some(7));
+    email::flush(&cache, "ada@town").await.unwrap();
+    assert_eq!(email::uncached(&cache, "alan@town").await.unwrap(), None);
 }
 
 #[tokio::test]
