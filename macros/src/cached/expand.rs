@@ -330,7 +330,7 @@ impl Accessor<'_> {
 
     /// One call for all ids, which are the keys.
     fn load_all(&self, conn: &Ident) -> TokenStream {
-        let name = &self.loader.name;
+        let (name, id) = (&self.loader.name, &self.loader.id);
         let keys = match self.lends_ids() {
             true => ours!(&keys),
             false => ours!(keys),
@@ -339,7 +339,7 @@ impl Accessor<'_> {
             None => ours!(#name(#conn, #keys).await),
             Some(by) => ours! {
                 let found = #name(#conn, #keys).await?;
-                ::core::result::Result::Ok(::larder::private::by(found, #by).collect())
+                ::core::result::Result::Ok(::larder::private::by::<_, #id>(found, #by).collect())
             },
         }
     }
@@ -347,7 +347,7 @@ impl Accessor<'_> {
     /// One call for all ids that share their other arguments.
     fn load_groups(&self, conn: &Ident) -> TokenStream {
         let loader = self.loader;
-        let name = &loader.name;
+        let (name, id) = (&loader.name, &loader.id);
         let locals = loader.shared().iter();
         let locals: Vec<Ident> = locals.map(|argument| loader.local(argument)).collect();
         let shared = || loader.shared().iter().zip(&locals);
@@ -365,7 +365,7 @@ impl Accessor<'_> {
         };
         let found = match &self.options.by {
             None => ours!(found),
-            Some(by) => ours!(::larder::private::by(found, #by)),
+            Some(by) => ours!(::larder::private::by::<_, #id>(found, #by)),
         };
         ours! {
             let mut rows = ::std::vec::Vec::with_capacity(keys.len());
@@ -593,7 +593,7 @@ impl Accessor<'_> {
         let parts = self.loader.shared().iter().map(|argument| {
             let name = &argument.name;
             match (argument.skipped, argument.lent) {
-                (true, _) if !skipped => ours!(::core::default::Default::default()),
+                (true, _) if !skipped => argument.stand_in(),
                 (_, true) => argument.within_key(ours!(::std::borrow::ToOwned::to_owned(#name))),
                 (_, false) => argument.within_key(ours!(#name)),
             }
@@ -607,7 +607,7 @@ impl Accessor<'_> {
         let parts = self.loader.shared().iter().map(|argument| {
             let name = &argument.name;
             match (argument.skipped, argument.lent) {
-                (true, _) if !skipped => ours!(::core::default::Default::default()),
+                (true, _) if !skipped => argument.stand_in(),
                 (_, true) => argument.within_key(ours!(::std::borrow::ToOwned::to_owned(#name))),
                 (_, false) => argument.within_key(ours!(::core::clone::Clone::clone(&#name))),
             }
@@ -693,6 +693,11 @@ impl Accessor<'_> {
 }
 
 impl Argument {
+    /// What stands for it where nobody gives it: it is skipped, and shapes nothing.
+    fn stand_in(&self) -> TokenStream {
+        ours_at!(self.ty.span()=> ::core::default::Default::default())
+    }
+
     /// This value of it, as a key holds it.
     fn within_key(&self, value: TokenStream) -> TokenStream {
         match self.skipped {
@@ -737,7 +742,7 @@ impl Loader {
             self.arguments
                 .iter()
                 .map(|argument| match argument.skipped {
-                    true => ours!(::core::default::Default::default()),
+                    true => argument.stand_in(),
                     false => argument.name.to_token_stream(),
                 }),
         );

@@ -339,6 +339,17 @@ impl Argument {
                 );
                 return Err(Error::new_spanned(&input.ty, problem));
             }
+            Type::Reference(TypeReference {
+                lifetime: Some(lifetime),
+                elem,
+                ..
+            }) if lifetime.ident != "_" => {
+                let problem = format!(
+                    "keys own what they are made of, and lend it to the loader for one call: write `{name}: &{}`",
+                    text(elem)
+                );
+                return Err(Error::new_spanned(lifetime, problem));
+            }
             Type::Reference(reference) => (true, &*reference.elem),
             other => (false, other),
         };
