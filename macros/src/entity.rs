@@ -1,5 +1,7 @@
 //! `#[derive(Entity)]`: the fields that data sets may watch, and in which of them two images differ.
 
+use std::iter;
+
 use proc_macro2::{Ident, Span, TokenStream};
 use quote::{ToTokens as _, format_ident, quote, quote_spanned};
 use syn::ext::IdentExt as _;
@@ -230,7 +232,10 @@ impl<'a> Entity<'a> {
 
     /// The declaration's own text, and the shapes of all fields.
     fn shape(&self) -> TokenStream {
-        let declaration: String = self.fields.iter().map(EntityField::declaration).collect();
+        let fields = self.fields.iter().map(EntityField::declaration);
+        let declaration: String = iter::once(serde_of(&self.input.attrs))
+            .chain(fields)
+            .collect();
         let shapes = self.fields.iter().map(|field| {
             let ty = &field.field.ty;
             match &field.schema {
@@ -285,11 +290,16 @@ impl<'a> EntityField<'a> {
 
     /// What of its declaration its stored form follows from, beside its type's shape.
     fn declaration(&self) -> String {
-        let serde = self.field.attrs.iter();
-        let serde = serde.filter(|attribute| attribute.path().is_ident("serde"));
-        let serde: String = serde.map(text).collect();
+        let serde = serde_of(&self.field.attrs);
         format!("{serde}{}:{},", self.name.unraw(), text(&self.field.ty))
     }
+}
+
+/// What is said to serde.
+fn serde_of(attributes: &[Attribute]) -> String {
+    let serde = attributes.iter();
+    let serde = serde.filter(|attribute| attribute.path().is_ident("serde"));
+    serde.map(text).collect()
 }
 
 /// What `#[entity(…)]` says of a struct.

@@ -98,6 +98,18 @@ mod other {
     }
 }
 
+mod renamed {
+    use super::*;
+
+    #[derive(Deserialize, Entity)]
+    #[serde(rename_all = "UPPERCASE")]
+    pub(super) struct Row {
+        #[entity(id)]
+        id: u64,
+        text: String,
+    }
+}
+
 /// A number that is checked when it is read, so that its shape can't be found by trying.
 #[derive(PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "u8", into = "u8")]
@@ -141,6 +153,7 @@ fn shapes_follow_from_fields() {
     assert!(User::shape().is_some());
     assert_eq!(one::Row::shape(), one::Row::shape());
     assert_ne!(one::Row::shape(), other::Row::shape());
+    assert_ne!(one::Row::shape(), renamed::Row::shape());
     assert_eq!(Checked::shape(), None);
     assert!(Told::shape().is_some());
 }
