@@ -1,12 +1,12 @@
 //! `#[derive(KeyPart)]`: a type as a part of keys, made of its own parts.
 
-use proc_macro2::{Ident, Span, TokenStream};
+use proc_macro2::{Group, Ident, Span, TokenStream, TokenTree};
 use quote::{ToTokens as _, quote, quote_spanned};
 use syn::ext::IdentExt as _;
 use syn::spanned::Spanned as _;
 use syn::{
-    Attribute, Data, DataEnum, DataStruct, DeriveInput, Error, Field, Generics, Member, Result,
-    parse_quote,
+    Attribute, Data, DataEnum, DataStruct, DeriveInput, Error, Field, Generics, Lifetime, Member,
+    Result, parse_quote,
 };
 
 use crate::names::text;
@@ -117,8 +117,10 @@ struct Part<'a> {
     member: Member,
     field: &'a Field,
     format: Format,
-    /// Whether its type has a parameter in it, so that nothing is known of it here.
+    /// Whether its type has a type or a constant of the struct's in it, so that nothing is known of it here.
     generic: bool,
+    /// The struct's lifetimes.
+    lifetimes: Vec<&'a Lifetime>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -129,19 +131,22 @@ enum Format {
 }
 
 impl<'a> Part<'a> {
-    fn parse(member: Member, field: &'a Field, generics: &Generics) -> Result<Self> {
+    fn parse(member: Member, field: &'a Field, generics: &'a Generics) -> Result<Self> {
         let mut format = Format::Own;
         for attribute in &field.attrs {
             if attribute.path().is_ident("key") {
                 format = parse_format(attribute)?;
             }
         }
-        let parameters: Vec<&Ident> = generics
-            .type_params()
-            .map(|parameter| &parameter.ident)
-            .collect();
+        let types = generics.type_params().map(|parameter| &parameter.ident);
+        let constants = generics.const_params().map(|parameter| &parameter.ident);
+        let parameters: Vec<&Ident> = types.chain(constants).collect();
         Ok(Self {
             generic: names(field.ty.to_token_stream(), &parameters),
+            lifetimes: generics
+                .lifetimes()
+                .map(|parameter| &parameter.lifetime)
+                .collect(),
             member,
             field,
             format,
@@ -169,6 +174,8 @@ impl<'a> Part<'a> {
         );
         let span = Span::call_site().located_at(ty.span());
         (self.format == Format::Own && !self.generic).then(|| {
+            // It is demanded outside of the `impl`, and what is text is text for any lifetime.
+            let ty = with_static(ty.to_token_stream(), &self.lifetimes);
             quote_spanned!(span=> ::larder::private::demand(!<#ty as ::larder::KeyPart>::TEXT, #problem);)
         })
     }
@@ -196,11 +203,37 @@ fn parse_format(attribute: &Attribute) -> Result<Format> {
     }
 }
 
+/// These tokens with `'static` in place of these lifetimes.
+fn with_static(tokens: TokenStream, lifetimes: &[&Lifetime]) -> TokenStream {
+    let mut tokens = tokens.into_iter().peekable();
+    let mut written = TokenStream::new();
+    while let Some(token) = tokens.next() {
+        let is_quote = matches!(&token, TokenTree::Punct(punct) if punct.as_char() == '\'');
+        written.extend([match token {
+            TokenTree::Group(group) => {
+                let inside = with_static(group.stream(), lifetimes);
+                let mut new = Group::new(group.delimiter(), inside);
+                new.set_span(group.span());
+                TokenTree::Group(new)
+            }
+            token => token,
+        }]);
+        if is_quote && let Some(TokenTree::Ident(name)) = tokens.peek() {
+            let is_one = lifetimes.iter().any(|lifetime| lifetime.ident == *name);
+            if is_one {
+                written.extend([TokenTree::Ident(Ident::new("static", name.span()))]);
+                tokens.next();
+            }
+        }
+    }
+    written
+}
+
 /// Whether one of these names is in it.
 fn names(tokens: TokenStream, parameters: &[&Ident]) -> bool {
     tokens.into_iter().any(|token| match token {
-        proc_macro2::TokenTree::Ident(name) => parameters.contains(&&name),
-        proc_macro2::TokenTree::Group(group) => names(group.stream(), parameters),
+        TokenTree::Ident(name) => parameters.contains(&&name),
+        TokenTree::Group(group) => names(group.stream(), parameters),
         _ => false,
     })
 }

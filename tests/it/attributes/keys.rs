@@ -151,6 +151,9 @@ struct All;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, KeyPart)]
 struct Lent<'a>(#[key(escaped)] &'a str);
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, KeyPart)]
+struct LentIds<'u, 'o>(&'u UserId, Option<&'o UserId>);
+
 #[larder::cached(source = Town, key = "parts:{user}:{email}:{place}:{colour}:{pair}:{all}", ttl_only = "1h")]
 async fn parts(
     _db: &mut Conn,
@@ -212,8 +215,12 @@ fn derived_parts_tell_values_apart() {
         keys.push(prefix, "lent", &Pair(colour, Lent("a:b")))
             .unwrap();
     }
+    let (ada, grace) = (UserId(7), UserId(8));
+    for ids in [LentIds(&ada, None), LentIds(&ada, Some(&grace))] {
+        keys.push(prefix, "ids", &ids).unwrap();
+    }
     let texts: HashSet<_> = keys.iter().map(|key| key.as_str()).collect();
-    assert_eq!(texts.len(), 4);
+    assert_eq!(texts.len(), 6);
     assert!(texts.contains("v/colour:Green"), "{texts:?}");
     const { assert!(<Pair<String> as KeyPart>::TEXT && !<Pair<u8> as KeyPart>::TEXT) };
 }
