@@ -60,6 +60,9 @@ type Tell = Arc<dyn Fn(&StaleHit) + Send + Sync>;
 /// # Ok(()) }
 /// ```
 ///
+/// What isn't checked is data that never changes, and data that may be old up to its TTL
+/// ([`Lifetime::TtlOnly`](crate::Lifetime::TtlOnly)): that it differs says nothing.
+///
 /// A check costs a load, beside those that its accessor's `MAX_LOADS` bounds, and at most two loads and a look-up more where
 /// something differs. It runs in a task of its own, belongs to no caller's tally, and is left out when others are under
 /// way, when a test's transaction is open, and when the cache is closed.

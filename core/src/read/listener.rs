@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::accessor::Accessor;
 use super::again::Again;
 use super::fetch::Asked;
-use super::{Answer, AnyKey, Cache, Dataset, Seen, Source};
+use super::{Answer, AnyKey, Cache, Dataset, Lifetime, Seen, Source};
 use crate::contract::{ErrorKind, Key, Keys};
 
 /// Is told what a cache does: see [`CacheBuilder::listener`](crate::CacheBuilder::listener).
@@ -157,7 +157,8 @@ pub struct HitEvent<'e, S: Source> {
 }
 
 impl<S: Source> HitEvent<'_, S> {
-    /// The key, to be read again later, and what the reader is given; `None` of data that never changes.
+    /// The key, to be read again later, and what the reader is given; `None` of data that never changes, or that may be old
+    /// up to its TTL, since neither says anything by differing.
     ///
     /// It takes about as long as encoding the value.
     pub fn again(&self) -> Option<(Box<dyn AnyKey<S>>, Seen)> {
@@ -187,6 +188,9 @@ pub(super) struct HitOf<'h, D: Dataset> {
 
 impl<D: Dataset> AnyHit<D::Source> for HitOf<'_, D> {
     fn again(&self) -> Option<(Box<dyn AnyKey<D::Source>>, Seen)> {
+        if matches!(D::LIFETIME, Lifetime::TtlOnly(_)) {
+            return None;
+        }
         let key = Again::<D>::of(self.key)?;
         Some((Box::new(key), Seen::of::<D>(self.accessor, self.value)))
     }

@@ -1,11 +1,15 @@
 //! Hits that are checked: what is found, what is left out, and what is said of it.
 
+use std::convert::Infallible;
 use std::fmt::{self, Write as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use larder_core::{AccessorStats, Cache, HitCheck, HitChecks, Source, get, warm};
+use larder_core::{
+    AccessorStats, Cache, Dataset, HitCheck, HitChecks, Lifetime, NoTier, Plain, Rows, Source, get,
+    warm,
+};
 use larder_testing::{TestCache, captured, empty_cache};
 use tracing::field::{Field, Visit};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
@@ -106,6 +110,39 @@ async fn what_is_flushed_during_the_check_is_excluded() {
     cache.flush::<Name>([3]).await.unwrap();
     assert!(cache.stale_hits().await.is_empty());
     assert_eq!(counts(&cache), [0, 0, 1, 0, 0]);
+}
+
+/// The same names, where one that is an hour old will do.
+enum OldName {}
+
+impl Dataset for OldName {
+    const NAME: &'static str = "old_name";
+    const LIFETIME: Lifetime = Lifetime::TtlOnly(Duration::from_secs(3600));
+    type Source = Names;
+    type Key = u64;
+    type Value = String;
+    type Form = Plain;
+    type Tier = NoTier;
+    type Error = Infallible;
+
+    async fn load(names: &mut Names, ids: Vec<u64>) -> Result<Rows<Self>, Infallible> {
+        Ok(names.load(ids))
+    }
+}
+
+#[tokio::test]
+async fn what_may_be_old_is_not_stale() {
+    let names = Names::of(0..10);
+    let cache = cache(&names).await;
+    warm::<OldName>(&cache, [3]).await.unwrap();
+    names.write(3, "renamed");
+    let name = get::<OldName>(&cache, &3).await.unwrap();
+    assert_eq!(name.as_deref(), Some("user 3"));
+    assert!(cache.stale_hits().await.is_empty());
+    assert_eq!(
+        cache.stats().hit_checks.map(|checks| checks.checked),
+        Some(0)
+    );
 }
 
 #[tokio::test]

@@ -31,7 +31,7 @@ impl Names {
         names.insert(id, name.to_owned());
     }
 
-    fn load(&self, ids: Vec<u64>) -> Vec<(u64, String)> {
+    pub(crate) fn load(&self, ids: Vec<u64>) -> Vec<(u64, String)> {
         let names = self.0.names.lock().unwrap();
         let found = ids.into_iter();
         found
