@@ -49,6 +49,8 @@ pub enum Problem {
         /// What the flush plan has of it.
         plan: Vec<String>,
     },
+    /// No read was heard of whose values could be compared, so that nothing is known of anything.
+    NothingRead,
     /// The write changed nothing that was read.
     NothingChanged {
         /// Whether it flushed something even so.
@@ -131,6 +133,11 @@ impl fmt::Display for Finding {
                 )?;
                 show_plan(f, accessor, plan)
             }
+            Problem::NothingRead => writeln!(
+                f,
+                "nothing was read whose values could be compared: give the audit the service's reads, and see that the \
+                 cache is a TestCache, or built with `recorded`, and the reads are done in the test's own task"
+            ),
             Problem::NothingChanged { has_flushed: true } => writeln!(
                 f,
                 "it flushed, and nothing that was read is another than before: was it committed?"

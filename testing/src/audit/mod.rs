@@ -242,6 +242,9 @@ impl<'a, T: Entity> FlushAudit<'a, T> {
             findings.extend(self.tell(&step, after, false));
         }
         let read = self.pages.accessors();
+        if read.is_empty() {
+            findings.push(Finding::of(T::NAME, "", Problem::NothingRead));
+        }
         let planned: BTreeSet<&'static str> = self.plan.accessors().collect();
         for accessor in planned
             .into_iter()

@@ -198,6 +198,22 @@ user, name: `user_by_email` is stale at user_by_email:ada@desk
 }
 
 #[tokio::test]
+async fn an_audit_that_read_nothing_says_so() {
+    // Nothing is registered, so that the plan has nothing that would have to be read.
+    let cache = TestCache::new(Desk::new()).await;
+    let audit = assert_flushes_complete::<Team>(&cache)
+        .field(TeamField::Title, async || {})
+        .never_created()
+        .never_deleted();
+    let findings = audit.findings().await;
+    let [finding] = &findings[..] else {
+        panic!("one is wrong: {findings:#?}");
+    };
+    let told = finding.to_string();
+    assert!(told.starts_with("team: nothing was read"), "{told}");
+}
+
+#[tokio::test]
 #[should_panic(
     expected = "the flushes of `user` aren't complete:\n\nuser, email: nothing writes it"
 )]
