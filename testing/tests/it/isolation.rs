@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use larder_backends::{Memcached, MemcachedConfig};
 use larder_core::{Backend, Rt, get, get_many};
 use larder_harness::server::{Listen, MemcachedServer};
-use larder_testing::{TestCache, captured};
+use larder_testing::{Fault, Op, TestCache, captured};
 
 use crate::users::{Name, Names};
 
@@ -92,6 +92,26 @@ async fn a_moved_clock_ends_entries_on_any_store() {
         cache.clock().advance(Duration::from_secs(600));
         assert_eq!(loads().await, 1, "{url}");
     }
+}
+
+#[tokio::test]
+async fn a_moved_clock_ends_leases() {
+    let cache = TestCache::builder(Names::of([1])).url("memory://");
+    let cache = cache.build().await;
+    let long = Duration::from_secs(11); // a lease has ten
+    cache.faults().next(Op::Fill, Fault::Delay(long));
+    let read = async || captured(get::<Name>(&cache, &1)).await.1;
+    let move_on = async {
+        while cache.faults().happened().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        cache.clock().advance(long);
+    };
+    let (late, ()) = tokio::join!(read(), move_on);
+    let counts = late.accessor("name_by_id");
+    assert_eq!((counts.loads, counts.fills), (1, 0));
+    assert_eq!(read().await.loads(), 1);
+    assert_eq!(read().await.loads(), 0);
 }
 
 #[tokio::test]
