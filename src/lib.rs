@@ -36,7 +36,7 @@ pub use larder_tiers::{Request, Tiers, TiersConfig};
 pub use larder_tiers::{RequestFuture, RequestLayer, RequestService};
 
 /// The examples of the page on attributes run.
-#[cfg(all(doctest, feature = "macros", feature = "memory"))]
+#[cfg(all(doctest, feature = "macros", feature = "memory", feature = "tiers"))]
 #[doc = include_str!("../docs/attributes.md")]
 enum Attributes {}
 
