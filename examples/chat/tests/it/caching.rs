@@ -188,9 +188,9 @@ async fn a_user_is_kept_for_an_hour(place: Place) {
     let chat = chat(&place).await;
     let user = async || chat.get("/api/users/7").await.expect(200);
     assert_loads!(1, user());
-    chat.leap(Duration::from_secs(3_300)).await;
+    chat.leap(Duration::from_secs(3_200)).await;
     assert_loads!(0, user());
-    chat.leap(Duration::from_secs(300)).await;
+    chat.leap(Duration::from_secs(400)).await;
     assert_loads!(1, user());
 }
 
