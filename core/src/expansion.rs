@@ -133,11 +133,13 @@ pub fn groups<K, G: Eq + Hash, Id>(
     split: impl Fn(K) -> (G, Id),
 ) -> impl Iterator<Item = (G, Vec<Id>)> {
     let mut groups: IndexMap<G, Vec<Id>, foldhash::fast::RandomState> = IndexMap::default();
-    let room = keys.len();
+    // For the one kind that there usually is; of many, each would have room for all.
+    let mut room = keys.len();
     for key in keys {
         let (group, id) = split(key);
         let ids = groups.entry(group);
-        ids.or_insert_with(|| Vec::with_capacity(room)).push(id);
+        ids.or_insert_with(|| Vec::with_capacity(std::mem::take(&mut room)))
+            .push(id);
     }
     groups.into_iter()
 }
@@ -165,7 +167,7 @@ pub fn always<V>(value: Option<V>) -> V {
     value.expect("its loader answers every key, and no absence is remembered")
 }
 
-/// A key as the data set sees it, `name:part:part`: for tests.
+/// A key as the data set sees it, `name:part:part`.
 pub fn key_text<D: Dataset>(key: &D::Key) -> Result<String> {
     let mut keys = Keys::new();
     keys.push_logical(D::NAME, &KeyOf::<D>(key))?;

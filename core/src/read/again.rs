@@ -10,8 +10,9 @@ use serde_json::Value;
 
 use super::accessor::Accessor;
 use super::fetch::{Way, read_one};
-use super::{Answer, BoxError, Cache, Dataset, Form, KeyOf, Lifetime, Source, Tier};
+use super::{Answer, BoxError, Cache, Dataset, Form, Lifetime, Source, Tier};
 use crate::contract::Keys;
+use crate::expansion::key_text;
 
 /// A key of some data set, to be read through the cache and past it.
 #[async_trait]
@@ -41,14 +42,9 @@ impl<D: Dataset> Again<D> {
         if D::LIFETIME == Lifetime::Immutable || !D::Form::STORED {
             return None;
         }
-        let mut logical = Keys::new();
-        let text = match logical.push_logical(D::NAME, &KeyOf::<D>(key)) {
-            Ok(()) => logical.get(0).as_str().to_owned(),
-            Err(_) => D::NAME.to_owned(),
-        };
         Some(Self {
             key: key.clone(),
-            text,
+            text: key_text::<D>(key).unwrap_or_else(|_| D::NAME.to_owned()),
         })
     }
 
